@@ -4,6 +4,7 @@ from .rotation import *
 from .model import *
 from .stream import *
 from .callback import *
+from .precision import CPUAutocast, best_precision
 from .noise import *
 from .data import *
 from .tree import write_noisy_tree

@@ -38,18 +38,18 @@ def as_class(make_learn): return fit(make_learn(cbs=SESEMI))
 def test_ways_to_add_it_give_the_same_run(make_learn):
     learns = [f(make_learn) for f in (in_learner, in_fit, added, as_class)]
     for learn in learns:
-        assert learn.recorder.metric_names == ['epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','time']
-        assert len(learn.recorder.values[0]) == 5
+        assert learn.recorder.metric_names == ['epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','rot_weight','time']
+        assert len(learn.recorder.values[0]) == 6
         assert learn.recorder.values == learns[0].recorder.values
         assert traces(learn) == CLEAN
-    rot_loss,rot_acc = learns[0].recorder.values[0][-2:]
-    assert 0 < rot_loss < 10 and 0 <= rot_acc <= 1
+    rot_loss,rot_acc,w = learns[0].recorder.values[0][-3:]
+    assert 0 < rot_loss < 10 and 0 <= rot_acc <= 1 and w == 1
 
 def test_columns_reach_csv_logger_and_save_model(make_learn, tmp_path):
     learn = fit(make_learn(cbs=SESEMI()), 2, cbs=[CSVLogger(tmp_path/'h.csv'), SaveModelCallback('rot_loss', fname='best')])
     df = pd.read_csv(tmp_path/'h.csv')
-    assert df.columns.tolist() == ['epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','time'] and len(df) == 2
-    assert df.rot_loss.tolist() == pytest.approx([v[-2] for v in learn.recorder.values], abs=1e-4)
+    assert df.columns.tolist() == ['epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','rot_weight','time'] and len(df) == 2
+    assert df.rot_loss.tolist() == pytest.approx([v[-3] for v in learn.recorder.values], abs=1e-4)
     state = torch.load(tmp_path/'models/best.pth', weights_only=True)
     assert state.keys() == learn.model.state_dict().keys()
 
@@ -70,7 +70,7 @@ def test_rotation_task_is_learned(make_learn):
     learn = make_learn(cbs=SESEMI(), opt_func=Adam)
     with Quiet(learn): learn.fit(8, 5e-3)
     first,last = learn.recorder.values[0],learn.recorder.values[-1]
-    assert last[-1] > .6 and last[-1] > first[-1]+.1 and last[-2] < first[-2]
+    assert last[-2] > .6 and last[-2] > first[-2]+.1 and last[-3] < first[-3]
 
 @pytest.mark.parametrize('rampup,expected', [(0,[1,1,1]), (2,[np.exp(-5),np.exp(-5/4),1])])
 def test_rampup(make_learn, rampup, expected):
@@ -261,7 +261,7 @@ def test_learner_is_usable_after_an_interruption(make_learn, error, event, bn):
     except (KeyboardInterrupt,RuntimeError): pass
     assert learn.model is model and traces(learn) == CLEAN
     learn.validate()
-    assert len(fit(learn).recorder.values[0]) == 5 and traces(learn) == CLEAN
+    assert len(fit(learn).recorder.values[0]) == 6 and traces(learn) == CLEAN
 
 @pytest.mark.parametrize('event', ['before_fit','before_epoch'])
 def test_interruption_before_training(make_learn, event):
@@ -270,7 +270,7 @@ def test_interruption_before_training(make_learn, event):
     with pytest.raises(RuntimeError): fit(learn, cbs=Late(RuntimeError('early'), event))
     learn.validate()
     assert traces(learn) == CLEAN
-    assert learn.recorder.metric_names.count('rot_loss') <= 1 and len(fit(learn).recorder.values[0]) == 5
+    assert learn.recorder.metric_names.count('rot_loss') <= 1 and len(fit(learn).recorder.values[0]) == 6
 
 class Killed(torch.utils.data.Dataset):
     def __len__(self): return 100

@@ -5,9 +5,10 @@ import pytest
 
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
-allowed = dict(core=[], rotation=['core'], model=['core'], stream=['core','rotation'], callback=['core','rotation','model','stream'], noise=['core'],
+allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], stream=['core','distributed','rotation'], phase=[],
+               callback=['core','distributed','model','phase','rotation','stream'], precision=['core','phase'], noise=['core'],
                data=['core'], tree=['core','data'], mini=['core','noise','data'], recipe=['core'],
-               experiment=['core','callback','data','mini','recipe','stream'], report=['core'],
+               experiment=['core','callback','data','mini','precision','recipe','stream'], report=['core'],
                cli=['core','data','experiment','mini','report','stream','tree'])
 
 def imports(fname):

@@ -66,7 +66,7 @@ def test_same_as_plain_loop(batches, bn, name, lr, tmp_path):
     losses = plain_loop(theirs, head, opt(params, lr=lr), labelled, unlabeled, bn)
 
     torch.testing.assert_close(torch.tensor(watch.losses), losses[:,0], atol=1e-5, rtol=0)
-    assert learn.recorder.values[0][-2] == pytest.approx(losses[:,1].mean().item(), abs=1e-5)
+    assert learn.recorder.values[0][-3] == pytest.approx(losses[:,1].mean().item(), abs=1e-5)
     for (n,p),q in zip(ours.state_dict().items(), theirs.state_dict().values()):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=0, msg=lambda m: f'{n}: {m}')
     torch.testing.assert_close(watch.head1.weight, head.weight, atol=1e-5, rtol=0)
