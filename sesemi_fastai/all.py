@@ -1,5 +1,5 @@
 "Everything a notebook needs besides `fastai.vision.all`"
-from .core import InputError
+from .core import InputError, RunStopped
 from .rotation import *
 from .model import *
 from .stream import *
@@ -10,5 +10,7 @@ from .data import *
 from .tree import write_noisy_tree
 from .mini import make_mini, mini_dls
 from .recipe import make_model, optimizers, schedules
-from .experiment import train_run, comparison, run_missing, read_records
+from .checkpoint import Checkpoint, FiniteLoss
+from .scan import scan_images
+from .experiment import train_run, resume_run, comparison, run_missing, read_records
 from .report import result_table, paired_difference, plot_curves, write_report

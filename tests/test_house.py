@@ -6,10 +6,10 @@ import pytest
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
 allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], stream=['core','distributed','rotation'], phase=[],
-               callback=['core','distributed','model','phase','rotation','stream'], precision=['core','phase'], noise=['core'],
-               data=['core'], tree=['core','data'], mini=['core','noise','data'], recipe=['core'],
-               experiment=['core','callback','data','mini','precision','recipe','stream'], report=['core'],
-               cli=['core','data','experiment','mini','report','stream','tree'])
+               callback=['core','distributed','model','phase','rotation','stream'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
+               noise=['core'], data=['core'], scan=['core'], tree=['core','data'], mini=['core','noise','data'], recipe=['core'], record=['core','phase'],
+               experiment=['core','callback','checkpoint','data','distributed','mini','precision','recipe','record','scan','stream'], report=['core'],
+               cli=['core','data','experiment','mini','report','scan','stream','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"

@@ -1,0 +1,150 @@
+"A run that ends early goes on as if nothing had happened"
+import json, shutil, signal
+from functools import partial
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, MixUp, OptimWrapper, SaveModelCallback, SGD, ranger)
+from sesemi_fastai.callback import SESEMI
+from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
+from sesemi_fastai.core import InputError, RunStopped
+from sesemi_fastai.mini import make_mini
+from kill import torment
+from test_callback import Quiet, fit, traces, CLEAN
+from test_cli import run, small
+
+@pytest.fixture(scope='module')
+def mini(tmp_path_factory): return make_mini(tmp_path_factory.mktemp('resume')/'mini', 120, 20)
+
+@pytest.mark.cell('Resume', 'a run killed with SIGKILL at random moments, while a checkpoint is written as well, ends with the same weights, bit for bit')
+def test_killed_again_and_again():
+    assert torment(4, seed=1)['kills'] == 4
+
+class Crash(Callback):
+    order = 2
+    def before_batch(self):
+        if self.training and self.epoch == 2 and self.iter == 3: raise KeyboardInterrupt
+
+torch_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True))
+torch_adam = partial(OptimWrapper, opt=torch.optim.AdamW)
+
+@pytest.mark.cell('Resume', 'SGD, Adam, ranger, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; MixUp; gradient accumulation; bf16')
+@pytest.mark.parametrize('kwargs', [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
+    dict(bn='joint'), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(precision='bf16')], ids=str)
+def test_resumed_is_uninterrupted(make_learn, tmp_path, kwargs):
+    kwargs = dict(kwargs)
+    bn,workers,cbs,precision = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision', 'fp32')
+    def new(): return make_learn(cbs=[SESEMI(bn=bn, num_workers=workers, rampup=3), *(f() for f in cbs)], **kwargs).to_precision(precision)
+    def go(learn, *cbs):
+        with Quiet(learn): learn.fit_one_cycle(4, .01, cbs=cbs)
+        return learn
+    whole = go(new())
+    with pytest.raises(KeyboardInterrupt): go(new(), Checkpoint(tmp_path/'c'), Crash())
+    resumed = go(new(), Checkpoint(tmp_path/'c', resume=True))
+    for (k,a),b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), k
+    assert whole.recorder.values == resumed.recorder.values and whole.recorder.losses == resumed.recorder.losses
+    assert traces(resumed) == CLEAN
+
+@pytest.mark.cell('Resume', 'SaveModelCallback and EarlyStoppingCallback go on from the best value seen')
+def test_trackers_go_on(make_learn, tmp_path):
+    def go(folder, *cbs):
+        learn = make_learn(cbs=SESEMI())
+        learn.model_dir = folder
+        save,stop = SaveModelCallback('accuracy', fname='best'),EarlyStoppingCallback('accuracy', patience=9)
+        with Quiet(learn): learn.fit(4, .01, cbs=[save, stop, *cbs])
+        return save.best,stop.wait,torch.load(tmp_path/folder/'best.pth', weights_only=True)
+    whole = go('a')
+    with pytest.raises(KeyboardInterrupt): go('b', Checkpoint(tmp_path/'c'), Crash())
+    resumed = go('b', Checkpoint(tmp_path/'c', resume=True))
+    assert whole[:2] == resumed[:2] and all(torch.equal(a, b) for a,b in zip(whole[2].values(), resumed[2].values()))
+
+def test_damaged_checkpoint_gives_way_to_the_one_before(make_learn, tmp_path, capsys):
+    whole = make_learn(cbs=SESEMI())
+    fit(whole, 4)
+    with pytest.raises(KeyboardInterrupt): fit(make_learn(cbs=SESEMI()), 4, cbs=[Checkpoint(tmp_path/'c'), Crash()])
+    newest = checkpoint_files(tmp_path/'c')[0]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = fit(make_learn(cbs=SESEMI()), 4, cbs=Checkpoint(tmp_path/'c', resume=True))
+    assert f'not used: {newest} is cut short' in capsys.readouterr().err
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+def test_a_checkpoint_of_a_longer_fit(make_learn, tmp_path):
+    fit(make_learn(), 3, cbs=Checkpoint(tmp_path/'c'))
+    with pytest.raises(InputError, match='of epoch 3, the fit has 2'): fit(make_learn(), 2, cbs=Checkpoint(tmp_path/'c', resume=True))
+
+def test_other_fits_of_the_learner_leave_checkpoints_alone(make_learn, tmp_path):
+    learn = make_learn(cbs=[SESEMI(), Checkpoint(tmp_path/'c')])
+    with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
+    learn.validate(); learn.get_preds()
+    assert not checkpoint_files(tmp_path/'c')
+    fit(learn, 3)
+    assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['epoch-0003.pth','epoch-0002.pth']
+    learn.validate()
+    learn.export('e.pkl')
+
+# -- on the command line
+def interrupted(mini, out, monkeypatch, *args):
+    "A run that gets Ctrl-C in its third epoch"
+    import sesemi_fastai.experiment as exp
+    class Now(FiniteLoss):
+        def after_loss(self):
+            if self.training and self.epoch == 2: raise KeyboardInterrupt
+    with monkeypatch.context() as mp:
+        mp.setattr(exp, 'FiniteLoss', Now)
+        res = run('sesemi-train', '--path', mini, '--epochs', 4, '--export', '--out', out, *small, *args)
+    assert res.returncode == 130 and f'sesemi-train --resume OUT' in res.stderr
+    return res
+
+def test_resume_on_the_command_line(mini, tmp_path, monkeypatch):
+    run('sesemi-train', '--path', mini, '--epochs', 4, '--export', '--out', tmp_path/'whole', *small)
+    interrupted(mini, tmp_path/'x', monkeypatch)
+    record = json.loads((tmp_path/'x/record.json').read_text())
+    assert record['status'] == 'interrupted' and len(record['history']) == 2
+    res = run('sesemi-train', '--path', mini, '--epochs', 4, '--out', tmp_path/'x', *small)
+    assert res.returncode == 2 and 'go on with sesemi-train --resume' in res.stderr
+    res = run('sesemi-train', '--resume', tmp_path/'x', '--epochs', 9)
+    assert res.returncode == 2 and 'leave out --epochs' in res.stderr
+    res = run('sesemi-train', '--resume', tmp_path/'x')
+    assert res.returncode == 0, res.stderr
+    a,b = (json.loads((tmp_path/o/'record.json').read_text()) for o in ('whole','x'))
+    for h in a['history']+b['history']: del h['seconds']
+    assert a['history'] == b['history'] and b['status'] == 'done' and b['resumed'] == 1 and a['images'] == b['images'] and a['config'] == b['config']
+    assert not (tmp_path/'x/checkpoints').exists() and (tmp_path/'x/export.pkl').exists()
+    again = run('sesemi-train', '--resume', tmp_path/'x')
+    assert again.returncode == 0 and json.loads(again.stdout)['resumed'] == 1
+    assert run('sesemi-train', '--resume', tmp_path/'nothing').returncode == 2
+
+def test_foreign_checkpoints_are_refused(mini, tmp_path, monkeypatch):
+    interrupted(mini, tmp_path/'x', monkeypatch)
+    for f in checkpoint_files(tmp_path/'x/checkpoints'): torch.save({'model': {}}, f)
+    res = run('sesemi-train', '--resume', tmp_path/'x')
+    assert res.returncode == 2 and 'no checkpoint of this package' in res.stderr and 'Traceback' not in res.stderr
+    interrupted(mini, tmp_path/'y', monkeypatch, '--seed', 1)
+    for f in checkpoint_files(tmp_path/'y/checkpoints'): shutil.copy(f, tmp_path/'x/checkpoints'/f.name)
+    res = run('sesemi-train', '--resume', tmp_path/'x')
+    assert res.returncode == 2 and 'run with other settings: seed 1 there, 0 here' in res.stderr
+
+def test_compare_goes_on(mini, tmp_path, monkeypatch):
+    import sesemi_fastai.experiment as exp
+    args = ['sesemi-compare', tmp_path/'c', '--path', mini, '--seeds', 0, '--epochs', 2, *small]
+    class Now(FiniteLoss):
+        def after_loss(self):
+            if self.training and self.epoch == 1: raise KeyboardInterrupt
+    with monkeypatch.context() as mp:
+        mp.setattr(exp, 'FiniteLoss', Now)
+        assert run(*args).returncode == 130
+    assert run(*args).returncode == 0
+    o = json.loads((tmp_path/'c/plain-2ep-seed0/record.json').read_text())
+    assert o['status'] == 'done' and o['resumed'] == 1
+
+@pytest.mark.cell('Numbers', 'a nan or infinite loss stops the run, and names the step and the last good checkpoint')
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_loss_that_is_no_number(mini, tmp_path, monkeypatch, value):
+    import sesemi_fastai.callback as cb
+    calls = []
+    def broken(pred, turns):
+        calls.append(1)
+        return pred.sum()*value if len(calls) == 10 else pred.sum()*0
+    monkeypatch.setattr(cb, 'rotation_loss', broken)
+    res = run('sesemi-train', '--path', mini, '--epochs', 3, '--out', tmp_path/'x', *small)
+    assert res.returncode == 1 and len(res.stderr.strip().splitlines()) == 1
+    assert f"epoch 2, step 3 of 7; the last good checkpoint is {tmp_path/'x/checkpoints/epoch-0001.pth'}" in res.stderr
