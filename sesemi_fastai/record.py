@@ -17,16 +17,16 @@ import sesemi_fastai
 from .core import write_text
 from .phase import StaysHome
 
-# %% ../nbs/15_record.ipynb #af38913a
+# %% ../nbs/15_record.ipynb #4b5ecc2c
 def _cpu_name():
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: return platform.processor()
     return next((o.split(':')[1].strip() for o in lines if o.startswith('model name')), platform.machine())
 
-def device_info() -> dict: # Name, CPU cores, threads in use
+def device_info() -> dict: # Name, CPU cores, threads in use, processes of the run
     "The device that training uses"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return dict(device=name, cores=os.cpu_count(), threads=torch.get_num_threads())
+    return dict(device=name, cores=os.cpu_count(), threads=torch.get_num_threads(), processes=max(1, num_distrib()))
 
 def _version(package):
     try: return version(package)
