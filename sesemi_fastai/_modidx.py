@@ -206,6 +206,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment._files': ('experiment.html#_files', 'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment._is_done': ('experiment.html#_is_done', 'sesemi_fastai/experiment.py'),
+                                          'sesemi_fastai.experiment._leave_results': ( 'experiment.html#_leave_results',
+                                                                                       'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment._set_up': ('experiment.html#_set_up', 'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment._was_begun': ( 'experiment.html#_was_begun',
                                                                                    'sesemi_fastai/experiment.py'),
@@ -226,6 +228,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment.unlabeled_files': ( 'experiment.html#unlabeled_files',
                                                                                         'sesemi_fastai/experiment.py')},
+            'sesemi_fastai.loggers': { 'sesemi_fastai.loggers._as_it_is': ('loggers.html#_as_it_is', 'sesemi_fastai/loggers.py'),
+                                       'sesemi_fastai.loggers._mend': ('loggers.html#_mend', 'sesemi_fastai/loggers.py'),
+                                       'sesemi_fastai.loggers.wandb_callback': ('loggers.html#wandb_callback', 'sesemi_fastai/loggers.py')},
             'sesemi_fastai.mini': { 'sesemi_fastai.mini.Pencil': ('mini.html#pencil', 'sesemi_fastai/mini.py'),
                                     'sesemi_fastai.mini.Pencil.__init__': ('mini.html#pencil.__init__', 'sesemi_fastai/mini.py'),
                                     'sesemi_fastai.mini.Pencil._at': ('mini.html#pencil._at', 'sesemi_fastai/mini.py'),
@@ -424,4 +429,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sesemi_fastai.tree': { 'sesemi_fastai.tree._files': ('tree.html#_files', 'sesemi_fastai/tree.py'),
                                     'sesemi_fastai.tree._hard_link': ('tree.html#_hard_link', 'sesemi_fastai/tree.py'),
                                     'sesemi_fastai.tree._targets': ('tree.html#_targets', 'sesemi_fastai/tree.py'),
-                                    'sesemi_fastai.tree.write_noisy_tree': ('tree.html#write_noisy_tree', 'sesemi_fastai/tree.py')}}}
+                                    'sesemi_fastai.tree.write_noisy_tree': ('tree.html#write_noisy_tree', 'sesemi_fastai/tree.py')},
+            'sesemi_fastai.weights': { 'sesemi_fastai.weights._write_safetensors': ( 'weights.html#_write_safetensors',
+                                                                                     'sesemi_fastai/weights.py'),
+                                       'sesemi_fastai.weights.export_weights': ( 'weights.html#export_weights',
+                                                                                 'sesemi_fastai/weights.py')}}}

@@ -11,6 +11,8 @@ from .tree import write_noisy_tree
 from .mini import make_mini, mini_dls
 from .recipe import make_model, optimizers, schedules
 from .checkpoint import Checkpoint, FiniteLoss
+from .weights import export_weights
+from .loggers import wandb_callback
 from .scan import scan_images
 from .experiment import train_run, resume_run, comparison, run_missing, read_records
 from .report import result_table, paired_difference, plot_curves, write_report

@@ -87,7 +87,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/06_callback.ipynb #3ec01644
+# %% ../nbs/06_callback.ipynb #36fd6d38
 _columns = 'rot_loss','rot_acc','rot_weight'
 
 class SESEMI(StaysHome):
@@ -145,7 +145,7 @@ class SESEMI(StaysHome):
 
     def after_fit(self):
         if self._evaluating: return
-        if self._stream: self._stream.close()
+        if self._fitting and self._stream: self._stream.close()
         self._fitting = False
 
     @property

@@ -1,0 +1,214 @@
+"Workflows that test_callback.py has no place for: networks, precision, losses, schedules, evaluation, exports, loggers"
+import copy, json, os, random, subprocess, sys
+import matplotlib; matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np, pytest, torch
+from torch import nn
+from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageBlock,
+                               LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy, get_image_files, parent_label)
+from sesemi_fastai.callback import SESEMI
+from sesemi_fastai.precision import CPUAutocast
+from sesemi_fastai.recipe import make_model
+from sesemi_fastai.weights import export_weights
+from conftest import tiny_model
+from test_callback import CLEAN, Quiet, fit, traces
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def states(m): return {k:v.clone() for k,v in m.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+# -- networks
+@pytest.mark.cell('Learner', 'xresnet; torchvision resnet, resnext, densenet; timm convnext, resnet, vit')
+@pytest.mark.parametrize('arch', ['xresnet18','resnet18','resnext50_32x4d','densenet121','convnext_atto','resnet10t','vit'])
+@pytest.mark.parametrize('bn', ['separate','joint'])
+def test_networks(make_learn, make_dls, arch, bn):
+    import timm
+    torch.manual_seed(0)
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, depth=2, num_classes=3) if arch == 'vit' else make_model(arch, 3)
+    learn = make_learn(model=model, dls=make_dls(bs=24), cbs=SESEMI(bn=bn, bs=2), opt_func=SGD)
+    before = states(model)
+    fit(learn)
+    assert np.isfinite(learn.recorder.values[0]).all() and traces(learn) == CLEAN
+    moved = [k for k,v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert len(moved) > .8*len(before)
+
+# -- precision
+class Dtypes(Callback):
+    "What the loss is computed from"
+    order = SESEMI.order+1
+    def after_pred(self): self.label = self.pred.dtype
+    def after_loss(self): self.inside = torch.is_autocast_enabled('cpu')
+
+@pytest.mark.cell('Precision', 'bf16 autocast on a CPU: learn.to_precision')
+@pytest.mark.parametrize('bn', ['separate','joint'])
+def test_bf16_on_a_cpu(make_learn, bn, monkeypatch):
+    import sesemi_fastai.callback as cb
+    seen,loss = [],cb.rotation_loss
+    monkeypatch.setattr(cb, 'rotation_loss', lambda p,t: seen.append(p.dtype) or loss(p, t))
+    learn = make_learn(cbs=[SESEMI(bn=bn), Dtypes()]).to_precision('bf16')
+    assert learn.cpu_autocast and learn.channels_last
+    fit(learn, 2)
+    assert learn.dtypes.label == torch.bfloat16 and learn.dtypes.inside and set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in learn.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
+    fp32 = fit(make_learn(cbs=SESEMI(bn=bn)), 2)
+    assert learn.recorder.values[-1][0] == pytest.approx(fp32.recorder.values[-1][0], rel=.1)
+    assert traces(learn) == CLEAN
+    learn.export('e.pkl')
+    assert b'sesemi_fastai' not in (learn.path/'e.pkl').read_bytes()
+    n = len(learn.cbs)
+    assert not any(isinstance(cb, MixedPrecision) for cb in learn.to_precision('fp32').cbs) and len(learn.cbs) == n-2
+
+@pytest.mark.cell('Interruption', 'autocast on a CPU is left after Ctrl-C and errors in the forward pass')
+@pytest.mark.parametrize('phase', ['train','valid'])
+def test_autocast_is_left_when_the_forward_pass_fails(make_learn, phase):
+    learn = make_learn(cbs=SESEMI()).to_precision('bf16')
+    def boom(m, args):
+        if m.training == (phase == 'train'): raise KeyboardInterrupt
+    h = learn.model[2].register_forward_pre_hook(boom)
+    with pytest.raises(KeyboardInterrupt): fit(learn)
+    assert not torch.is_autocast_enabled('cpu')
+    h.remove()
+    assert learn.model.eval()(torch.randn(1,3,32,32)).dtype == torch.float32
+    fit(learn); learn.validate(); learn.get_preds()
+    assert traces(learn) == CLEAN and not torch.is_autocast_enabled('cpu')
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.cell('Precision', 'learn.to_precision on a GPU')
+@pytest.mark.parametrize('precision', ['auto','fp32','bf16','fp16'])
+def test_precision_on_a_gpu(make_learn, make_dls, precision):
+    dls = make_dls()
+    dls.cuda()
+    learn = make_learn(dls=dls, model=tiny_model().cuda(), cbs=SESEMI()).to_precision(precision)
+    assert np.isfinite(fit(learn, 2).recorder.values[-1]).all() and not hasattr(learn, 'cpu_autocast')
+
+# -- accumulation, losses
+class Grads(Callback):
+    order = 90
+    def before_fit(self): self.grads = []
+    def before_step(self): self.grads.append([p.grad.clone() for p in [*self.model.parameters(), *self.sesemi.rot_head.parameters()]])
+
+@pytest.mark.cell('Accumulation and mixing', 'GradientAccumulation: the gradient is that of the large batch, in the body and in both heads')
+def test_accumulated_gradient_is_that_of_the_large_batch(image_folder, tmp_path):
+    grads = []
+    for bs,n_acc in [(16,16), (8,16)]:
+        dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=0),
+                        item_tfms=Resize(32)).dataloaders(image_folder, bs=bs, num_workers=0)
+        dls.train.rng = random.Random(0)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,3)) # no BatchNorm: it would see other batches
+        learn = Learner(dls, model, opt_func=SGD, path=tmp_path, cbs=[SESEMI(list(get_image_files(image_folder).sorted()), seed=1), Grads(), GradientAccumulation(n_acc)])
+        with learn.no_bar(): fit(learn)
+        grads.append(learn.grads.grads)
+    assert len(grads[0]) == len(grads[1]) == 3
+    for a,b in zip(grads[0][0], grads[1][0]): torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+@pytest.mark.cell('Accumulation and mixing', 'label smoothing, GradientClip')
+@pytest.mark.parametrize('kwargs', [dict(loss_func=LabelSmoothingCrossEntropyFlat()), dict(cbs=[GradientClip(.01)])], ids=['label smoothing','GradientClip'])
+def test_smoothing_and_clipping(make_learn, kwargs):
+    cbs = [SESEMI(), *kwargs.pop('cbs', []), Grads()]
+    learn = fit(make_learn(cbs=cbs, **kwargs))
+    assert np.isfinite(learn.recorder.values[0]).all() and traces(learn) == CLEAN
+    if hasattr(learn, 'gradient_clip'):
+        n = len(list(learn.model.parameters()))
+        assert all(torch.stack([o.norm() for o in g[:n]]).norm() <= .0101 for g in learn.grads.grads)
+
+# -- schedules
+def fits(learn):
+    return dict(fit=lambda: learn.fit(2, .01), one_cycle=lambda: learn.fit_one_cycle(2, .01), flat_cos=lambda: learn.fit_flat_cos(2, .01),
+                sgdr=lambda: learn.fit_sgdr(2, 1, .01), poly=lambda: learn.fit_poly(2, .01))
+
+@pytest.mark.cell('Schedules and fits', 'fit, fit_one_cycle, fit_flat_cos, fit_sgdr, the polynomial schedule')
+@pytest.mark.parametrize('name', ['fit','one_cycle','flat_cos','sgdr','poly'])
+def test_every_fit(make_learn, name):
+    rates = []
+    for cbs in (None, SESEMI(rampup=1)):
+        learn = make_learn(cbs=cbs)
+        with Quiet(learn): fits(learn)[name]()
+        assert traces(learn) == CLEAN
+        rates.append(learn.recorder.lrs)
+    assert rates[0] == rates[1] and len(learn.recorder.values) == (3 if name == 'sgdr' else 2)
+    weights = [v[-1] for v in learn.recorder.values]
+    assert 0 < weights[0] < 1 and weights[-1] == 1
+
+@pytest.mark.cell('Schedules and fits', 'lr_find leaves model, optimizer, rotation head and unlabeled stream as they were')
+def test_lr_find_between_fits(make_learn):
+    learn = make_learn(cbs=SESEMI(), opt_func=SGD)
+    fit(learn)
+    learn.sesemi._stream.batch() # in the middle of a pass
+    def now():
+        o = learn.sesemi.state_dict()
+        return states(learn.model),states(learn.sesemi.rot_head),o['stream']['drawn'],o['stream']['now']['random_state'],o['n_images']
+    before,opt = now(),copy.deepcopy(learn.opt.state_dict())
+    with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
+    after = now()
+    assert same(before[0], after[0]) and same(before[1], after[1]) and before[2:] == after[2:]
+    assert len(opt['state']) == len(learn.opt.state_dict()['state'])
+
+# -- evaluation
+@pytest.mark.cell('Evaluation', 'tta, show_results, ClassificationInterpretation: bit-identical with and without the callback')
+def test_tta_and_interpretation(make_learn):
+    plain,sesemi = make_learn(),make_learn(cbs=SESEMI())
+    fit(sesemi)
+    plain.model.load_state_dict(sesemi.model.state_dict())
+    res = []
+    for learn in (plain,sesemi):
+        random.seed(5); torch.manual_seed(5); np.random.seed(5)
+        with learn.no_bar():
+            tta = learn.tta(n=2)
+            inter = ClassificationInterpretation.from_learner(learn)
+            inter.plot_top_losses(2)
+            learn.show_results(max_n=2)
+        res.append((tta, inter.confusion_matrix(), inter.top_losses()))
+    plt.close('all')
+    for (a,b) in zip(res[0][0], res[1][0]): assert torch.equal(a, b)
+    assert (res[0][1] == res[1][1]).all() and torch.equal(res[0][2][0], res[1][2][0])
+    assert traces(sesemi) == CLEAN
+
+# -- keeping
+@pytest.mark.cell('Keeping', 'EarlyStoppingCallback')
+def test_early_stopping(make_learn):
+    learn = fit(make_learn(cbs=SESEMI()), 5, cbs=EarlyStoppingCallback('rot_loss', comp=np.greater, min_delta=100, patience=2))
+    assert len(learn.recorder.values) == 3 and traces(learn) == CLEAN
+    learn.validate()
+
+@pytest.mark.cell('Keeping', 'state_dict that loads into the bare architecture; weights as .pth and .safetensors')
+@pytest.mark.parametrize('suffix', ['pth','safetensors'])
+def test_weights_for_other_programs(make_learn, tmp_path, suffix):
+    learn = fit(make_learn(cbs=SESEMI()).to_precision('bf16'))
+    f = export_weights(learn, tmp_path/f'model.{suffix}')
+    code = f"""
+import sys; sys.modules['fastai'] = sys.modules['sesemi_fastai'] = None
+import torch
+state = torch.load({str(f)!r}, weights_only=True) if {suffix!r} == 'pth' else __import__('safetensors.torch').torch.load_file({str(f)!r})
+print(sorted(state), sum(state[k].double().sum() for k in sorted(state)).item())
+"""
+    res = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr
+    state = learn.model.state_dict()
+    assert res.stdout.strip() == f'{sorted(state)} {sum(state[k].double().sum() for k in sorted(state)).item()}'
+    assert not any('rot' in k for k in state)
+    tiny_model().load_state_dict(state)
+
+# -- loggers
+@pytest.mark.cell('Loggers', 'TensorBoardCallback: supervised loss, rotation loss, rotation accuracy, weight')
+def test_tensorboard(make_learn, tmp_path):
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn = fit(make_learn(cbs=SESEMI(rampup=2)), 3, cbs=TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False))
+    events = EventAccumulator(str(tmp_path/'tb')).Reload()
+    for name,i in dict(rot_loss=-3, rot_acc=-2, rot_weight=-1).items():
+        assert [o.value for o in events.Scalars(name)] == pytest.approx([v[i] for v in learn.recorder.values], rel=1e-5)
+    assert events.Scalars('train_loss')[-1].value == pytest.approx(float(learn.recorder.losses[-1]), rel=1e-5)
+
+@pytest.mark.cell('Loggers', "W&B's callback, client in offline mode")
+def test_wandb_offline(make_learn, tmp_path, monkeypatch):
+    import wandb
+    from sesemi_fastai.loggers import wandb_callback
+    for k,v in dict(WANDB_MODE='offline', WANDB_SILENT='true', WANDB_DIR=str(tmp_path)).items(): monkeypatch.setenv(k, v)
+    wb = wandb.init(project='x', dir=str(tmp_path))
+    learn = fit(make_learn(cbs=SESEMI()), 2, cbs=wandb_callback(log_preds=False, log_model=False))
+    summary = {k:wb.summary[k] for k in ('train_loss','rot_loss','rot_acc','rot_weight')}
+    wb.finish()
+    assert summary['rot_loss'] == pytest.approx(learn.recorder.values[-1][-3], rel=1e-5) and summary['rot_weight'] == 1
+    assert list(tmp_path.glob('wandb/offline-run-*')) and traces(learn) == CLEAN
