@@ -6,17 +6,18 @@
 __all__ = ['datasets', 'make_dls', 'unlabeled_files', 'new_record', 'resolved', 'train_run', 'comparison', 'resume_run',
            'run_missing', 'read_records']
 
-# %% ../nbs/17_experiment.ipynb #884833ec
+# %% ../nbs/17_experiment.ipynb #83c19aa0
 import inspect,json,shutil
 from contextlib import contextmanager
 from datetime import datetime,timezone
 from pathlib import Path
+import pandas as pd
 from fastcore.xtras import ContextManagers
 from fastai.vision.all import Learner,accuracy,default_device,num_distrib,rank_distrib,set_seed
 from .core import InputError,RunStopped,write_text
 from .callback import SESEMI
 from .checkpoint import Checkpoint,FiniteLoss,checkpoint_files
-from .data import noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls,own_dls,table_dls,checked_table
+from .data import noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls,own_dls
 from .distributed import own_gpu
 from .mini import mini_dls
 from .precision import chosen_precision
@@ -90,7 +91,7 @@ def resolved(
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in _noisy else 0
     return {**config, **{k:Path(config[k]).name for k in ('path','unlabeled') if config[k]}}
 
-# %% ../nbs/17_experiment.ipynb #0ddbdb60
+# %% ../nbs/17_experiment.ipynb #3924eeaf
 def _check(config, path, export, weights, out):
     "Mistakes that can be told at once"
     choose(schedules, config['sched'], 'schedule')
@@ -112,27 +113,21 @@ def _claim(out, args):
     if not rank_distrib(): write_text(ckpts/'args.json', json.dumps({k:v for k,v in kept.items() if k not in ('resume','bar')}))
     return ckpts
 
-def _without(dls, left_out, config):
-    "The same DataLoaders without some files"
-    df = dls.table[[str(Path(dls.path)/o) not in left_out for o in dls.table.path]]
-    return table_dls(checked_table(df, dls.path), dls.path, config['size'], config['bs'], unlabeled=[o for o in dls.unlabeled if str(o) not in left_out],
-                     seed=config['seed'], num_workers=config['workers'])
-
 def _set_up(path, config, files_of, out):
     "Learner and record of a run"
     recipe,seed = optimizers[config['opt']],config['seed']
     set_seed(seed, reproducible=True)
-    dls = make_dls(config['dataset'], path, config['noise'], size=config['size'], bs=config['bs'], seed=seed, num_workers=config['workers'])
+    dls = make_dls(config['dataset'], path, config['noise'], size=config['size'], bs=config['bs'], seed=seed, num_workers=config['workers'],
+                   bad_images=config['bad_images'])
     files = unlabeled_files(dls, files_of)
-    faults = scan_images([Path(dls.path)/o for o in dls.table.path] + files)
-    bad,not_rotated = usable(faults, config['bad_images'])
-    if bad: dls = _without(dls, bad, config)
+    if from_folder := files and files_of not in ('train','all'): dls.faults = pd.concat([dls.faults, scan_images(files)])
+    _,not_rotated = usable(dls.faults, config['bad_images'], tell=from_folder)
     files = [o for o in files if str(o) not in not_rotated]
     sesemi = SESEMI(files, bs=config['unlabeled_bs'], **{k:config[k] for k in ('weight','rampup','bn','features','seed')}) if files else None
     set_seed(seed, reproducible=True)
     learn = Learner(dls, make_model(config['arch'], dls.c), opt_func=recipe.opt_func, wd=recipe.wd, wd_bn_bias=recipe.wd_bn_bias, metrics=accuracy,
                     cbs=sesemi, path=out or '.')
-    return learn.to_precision(config['precision']),{**new_record(config, dls, files), 'image_faults':faults.kind.value_counts().to_dict()}
+    return learn.to_precision(config['precision']),{**new_record(config, dls, files), 'image_faults':dls.faults.kind.value_counts().to_dict()}
 
 def _leave_results(learn, export, weights, ckpts):
     "Write what was asked for; then the checkpoints have done their work"
