@@ -1,14 +1,14 @@
-# make demo | make test | make readme | make export
+# make demo | make test | make torture | make readme | make workflows | make export
 SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-META   := setup.py settings.ini pyproject.toml constraints.txt
+META   := setup.py settings.ini pyproject.toml constraints.txt sesemi_fastai/__init__.py
 README ?= README.md
 
-.PHONY: demo test export readme clean
+.PHONY: demo test torture export readme workflows clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11) and "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
@@ -27,7 +27,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" nbdev-test --n-workers 2
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Bad images, bad tables, random tables, and a run that is killed again and again; KILLS=100 for more
+KILLS ?= 20
+torture: $(VENV)/.installed-dev
+	$(BIN)/python tests/torture.py $(KILLS)
 
 export: $(VENV)/.installed-dev
 	$(BIN)/nbdev-clean
@@ -37,6 +42,10 @@ export: $(VENV)/.installed-dev
 readme:
 	@cd nbs && $(abspath $(BIN))/python -m nbconvert --log-level WARN --to markdown --execute --no-input --stdout index.ipynb \
 	  | sed -e 's#](images/#](nbs/images/#g' > $(abspath $(README)).new && mv $(abspath $(README)).new $(abspath $(README))
+
+# WORKFLOWS.md is made from the tests
+workflows:
+	$(BIN)/python tests/workflows.py > WORKFLOWS.md
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,4 +1,4 @@
-"Kill a run with SIGKILL again and again, and see whether it ends as if nothing had happened: python tests/kill.py [kills] [seed]"
+"Kill a run with SIGKILL again and again, and see whether it ends as if nothing had happened"
 import contextlib, io, json, os, random, signal, sys, tempfile, time, warnings
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -69,7 +69,9 @@ def check(whole, killed):
     assert all(torch.equal(a[k], b[k]) for k in a), 'weights differ'
     assert history(whole) == history(killed), 'histories differ'
 
-if __name__ == '__main__':
-    n,seed = int(sys.argv[1]) if len(sys.argv) > 1 else 20,int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    tally = torment(n, seed)
-    print(f"{tally['kills']} kills, {tally['while_writing']} of them while a checkpoint was written: every run ended with the weights and the history of an undisturbed one, bit for bit")
+def main(kills=20, seed=0):
+    tally = torment(kills, seed)
+    print(f"{tally['kills']} kills with SIGKILL, {tally['while_writing']} of them while a checkpoint was written: "
+          "every run ended with the weights and the history of an undisturbed one, bit for bit")
+
+if __name__ == '__main__': main(*map(int, sys.argv[1:]))

@@ -35,6 +35,7 @@ def in_fit(make_learn): return fit(make_learn(), cbs=SESEMI())
 def added(make_learn): return fit(make_learn().add_cb(SESEMI()))
 def as_class(make_learn): return fit(make_learn(cbs=SESEMI))
 
+@pytest.mark.cell('Learner', 'given to the Learner, to fit, with add_cb, as a class')
 def test_ways_to_add_it_give_the_same_run(make_learn):
     learns = [f(make_learn) for f in (in_learner, in_fit, added, as_class)]
     for learn in learns:
@@ -45,6 +46,8 @@ def test_ways_to_add_it_give_the_same_run(make_learn):
     rot_loss,rot_acc,w = learns[0].recorder.values[0][-3:]
     assert 0 < rot_loss < 10 and 0 <= rot_acc <= 1 and w == 1
 
+@pytest.mark.cell('Keeping', 'SaveModelCallback on a rotation column')
+@pytest.mark.cell('Loggers', 'CSVLogger: all columns')
 def test_columns_reach_csv_logger_and_save_model(make_learn, tmp_path):
     learn = fit(make_learn(cbs=SESEMI()), 2, cbs=[CSVLogger(tmp_path/'h.csv'), SaveModelCallback('rot_loss', fname='best')])
     df = pd.read_csv(tmp_path/'h.csv')
@@ -86,6 +89,7 @@ def test_rampup(make_learn, rampup, expected):
     assert w.w == pytest.approx(expected, rel=1e-3)
 
 # -- as if it were not there
+@pytest.mark.cell('Evaluation', 'validate, get_preds: bit-identical with and without the callback; summary, model[0], show_results after a fit')
 def test_evaluation_is_bit_identical(make_learn):
     plain,sesemi = make_learn(),make_learn(cbs=SESEMI())
     fit(sesemi)
@@ -102,6 +106,7 @@ def test_validate_before_any_fit(make_learn):
     assert plain.validate() == sesemi.validate()
     assert '_with_events' not in sesemi.__dict__
 
+@pytest.mark.cell('Schedules and fits', 'lr_find finds what it finds without the callback')
 def test_lr_find_is_that_of_plain_training(make_learn):
     found = []
     for cbs in (None, SESEMI()):
@@ -112,6 +117,7 @@ def test_lr_find_is_that_of_plain_training(make_learn):
     assert found[0] == found[1]
     assert 'rot_loss' in fit(learn).recorder.metric_names
 
+@pytest.mark.cell('Keeping', 'export: loads in a process where this package cannot be imported, predicts the same, holds no rotation head, loader or file list')
 def test_export_is_a_plain_learner(make_learn, tmp_path, image_folder):
     learn = fit(make_learn(cbs=SESEMI(get_image_files(image_folder))))
     item = get_image_files(image_folder)[0]
@@ -128,6 +134,7 @@ def test_export_is_a_plain_learner(make_learn, tmp_path, image_folder):
     assert eval(res.stdout.splitlines()[-1]) == pytest.approx(expected.tolist(), abs=1e-6)
     assert str(image_folder).encode() not in (tmp_path/'e.pkl').read_bytes(), "no file list travels along"
 
+@pytest.mark.cell('Keeping', 'copy and deepcopy')
 def test_copies_keep_the_settings(make_learn):
     for f in (copy.copy, copy.deepcopy): assert f(SESEMI(weight=.5, bn='joint')).weight == .5
     learn = fit(make_learn(cbs=SESEMI(weight=.5)))
@@ -136,6 +143,7 @@ def test_copies_keep_the_settings(make_learn):
     assert 'rot_loss' in fit(other).recorder.metric_names and traces(other) == CLEAN
     assert learn.sesemi.learn is learn
 
+@pytest.mark.cell('Evaluation', 'validate from another callback in the middle of a fit')
 def test_validation_in_the_middle_of_a_fit_leaves_it_on(make_learn):
     class Peek(Callback):
         order = 90
@@ -163,6 +171,7 @@ wrapped_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, ne
 wrapped_adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 def lookahead_adamw(params, lr): return Lookahead(OptimWrapper(params, opt=torch.optim.AdamW, lr=lr))
 
+@pytest.mark.cell('Optimizers', 'SGD, Adam, RAdam, ranger, Lamb, torch SGD-Nesterov, torch AdamW, Lookahead of it; optimizer made before and after the callback is added; save and load with its state')
 @pytest.mark.parametrize('opt_func', [SGD, Adam, RAdam, ranger, Lamb, wrapped_sgd, wrapped_adamw, lookahead_adamw], ids=['SGD','Adam','RAdam','ranger','Lamb','torch SGD','torch AdamW','Lookahead of torch AdamW'])
 @pytest.mark.parametrize('fitted_before', [False,True])
 def test_head_trains_in_the_optimizer_and_leaves_it(make_learn, opt_func, fitted_before):
@@ -197,6 +206,7 @@ def test_optimizer_state_of_the_head_survives_between_epochs(make_learn):
         return torch.stack([a.detach(), b.detach()])
     assert torch.equal(run(False), run(True))
 
+@pytest.mark.cell('Optimizers', 'weight decay of biases as the Learner has it')
 def test_weight_decay_of_the_head_follows_the_learner(make_learn):
     for wd_bn_bias in (False,True):
         class Look(Callback):
@@ -207,6 +217,7 @@ def test_weight_decay_of_the_head_follows_the_learner(make_learn):
         assert look.decays == [True, wd_bn_bias]
 
 # -- vision_learner
+@pytest.mark.cell('Learner', 'vision_learner with freeze, unfreeze, fine_tune, slices of rates: the label head trains when frozen, the rotation head at the last rate, the groups keep their number')
 def test_vision_learner_groups_and_fine_tune(make_dls, tmp_path):
     learn = vision_learner(make_dls(), resnet18, pretrained=False, metrics=accuracy, cbs=SESEMI(), path=tmp_path)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == 'progress'])
@@ -226,12 +237,14 @@ def test_vision_learner_groups_and_fine_tune(make_dls, tmp_path):
     assert traces(learn)[:3] == (0,0,False)
 
 # -- mixing and accumulation
+@pytest.mark.cell('Accumulation and mixing', 'MixUp, CutMix')
 @pytest.mark.parametrize('bn', ['separate','joint'])
 @pytest.mark.parametrize('cb', [MixUp, CutMix])
 def test_mixing(make_learn, cb, bn):
     learn = fit(make_learn(cbs=[SESEMI(bn=bn), cb()]), 2)
     assert np.isfinite(learn.recorder.values[-1]).all() and traces(learn) == CLEAN
 
+@pytest.mark.cell('Accumulation and mixing', 'GradientAccumulation divides both losses alike')
 def test_accumulated_gradient_is_that_of_the_sum(make_learn):
     "With the loss divided by k in each of k micro-batches, gradients are k-step means: rotation and supervised part alike"
     class Grads(Callback):
@@ -251,6 +264,7 @@ class Boom(Callback):
     def boom(self):
         if self.always or (getattr(self, 'training', True) and getattr(self, 'iter', 2) == 2): raise self.error
 
+@pytest.mark.cell('Interruption', 'Ctrl-C, an error in another callback, CancelFitException, in five events: same model, hooks and head gone, next fit works')
 @pytest.mark.parametrize('bn', ['separate','joint'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt(), RuntimeError('out of something'), CancelFitException()], ids=['ctrl-c','error','cancel'])
 @pytest.mark.parametrize('event', ['before_batch','after_pred','before_step','after_epoch','before_validate'])
@@ -263,6 +277,7 @@ def test_learner_is_usable_after_an_interruption(make_learn, error, event, bn):
     learn.validate()
     assert len(fit(learn).recorder.values[0]) == 6 and traces(learn) == CLEAN
 
+@pytest.mark.cell('Interruption', 'an error before training begins')
 @pytest.mark.parametrize('event', ['before_fit','before_epoch'])
 def test_interruption_before_training(make_learn, event):
     class Late(Boom): order,always = 80,True
@@ -278,6 +293,7 @@ class Killed(torch.utils.data.Dataset):
         if i > 20: os._exit(1)
         return torch.zeros(3,32,32)
 
+@pytest.mark.cell('Interruption', 'a loader worker that dies')
 @pytest.mark.filterwarnings('ignore')
 def test_a_dead_worker_of_the_unlabeled_stream(make_learn):
     learn = make_learn(cbs=SESEMI(torch.utils.data.DataLoader(Killed(), batch_size=4, num_workers=1)))
@@ -287,6 +303,7 @@ def test_a_dead_worker_of_the_unlabeled_stream(make_learn):
     fit(learn)
 
 # -- again and again
+@pytest.mark.cell('Schedules and fits', 'several fits in a row; removed, added again, replaced')
 def test_remove_add_and_replace(make_learn):
     learn = fit(make_learn(cbs=SESEMI(seed=1)))
     head = learn.sesemi.rot_head
@@ -300,6 +317,7 @@ def test_remove_add_and_replace(make_learn):
     learn.remove_cb(cb); learn.add_cb(SESEMI(weight=2))
     assert fit(learn).recorder.metric_names.count('rot_loss') == 1
 
+@pytest.mark.cell('Schedules and fits', 'new data of another size in a later fit')
 def test_new_data_of_another_size_in_a_later_fit(make_learn, make_dls):
     learn = fit(make_learn(cbs=SESEMI()))
     learn.dls = make_dls(size=40, bs=12)
@@ -315,6 +333,7 @@ def test_transductive_is_named(make_learn):
     assert learn.sesemi.transductive and len(learn.sesemi._stream.dl.dataset) == 60
     assert not SESEMI().transductive
 
+@pytest.mark.cell('Learner', 'loader workers: the same batches each time')
 @pytest.mark.parametrize('workers', [1])
 def test_worker_processes_give_the_same_batches_each_time(make_learn, workers):
     a,b = (fit(make_learn(cbs=SESEMI(num_workers=workers, seed=2)), 2) for _ in 'ab')
@@ -338,6 +357,7 @@ def test_images_that_are_not_square(image_folder, tmp_path):
     learn = Learner(dls, tiny_model(), path=tmp_path, cbs=SESEMI())
     with pytest.raises(InputError, match='square'), learn.no_bar(): fit(learn)
 
+@pytest.mark.cell('Numbers', 'fewer images than one batch: refused before the first step')
 def test_fewer_training_images_than_a_batch(make_dls, make_learn):
     learn = make_learn(dls=make_dls(bs=8))
     learn.dls = make_dls(bs=50)
@@ -345,6 +365,7 @@ def test_fewer_training_images_than_a_batch(make_dls, make_learn):
     with pytest.raises(InputError, match='do not fill one batch of 50'): fit(learn)
 
 # -- on a GPU
+@pytest.mark.cell('Precision', 'fp32, to_fp16, to_bf16 on a GPU')
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('bn', ['separate','joint'])

@@ -69,6 +69,10 @@ def test_readme_is_the_notebook(tmp_path):
 def test_pictures_of_readme_are_there_and_small():
     for src in re.findall(r'!\[[^]]*\]\((.+?)\)', (root/'README.md').read_text()): assert (root/src).stat().st_size < 150_000
 
+def test_workflows_page_is_made_from_the_tests():
+    from workflows import page
+    assert page()+'\n' == (root/'WORKFLOWS.md').read_text(), 'run: make workflows'
+
 def test_version_stands_once():
     from sesemi_fastai import __version__
     from importlib.metadata import version

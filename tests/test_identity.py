@@ -21,6 +21,7 @@ def trained(make_learn, sesemi=None, epochs=4, **kwargs):
 
 def same(a, b): return all(torch.equal(p,q) for p,q in zip(a.model.state_dict().values(), b.model.state_dict().values()))
 
+@pytest.mark.cell('Learner', 'weight 0 is plain training, step for step')
 @pytest.mark.parametrize('bn', ['separate','joint'])
 @pytest.mark.parametrize('opt_func', [SGD, ranger])
 def test_weight_zero_is_plain_training(make_learn, bn, opt_func):
@@ -34,9 +35,10 @@ def test_vanishing_weight_is_plain_training(make_learn):
     (a,ka),(b,kb) = trained(make_learn),trained(make_learn, SESEMI(weight=1e-30))
     assert ka.sup == kb.sup
     for p,q in zip(a.model.parameters(), b.model.parameters()): assert torch.equal(p, q)
-    assert b.recorder.metric_names[-3:-1] == ['rot_loss','rot_acc']
+    assert b.recorder.metric_names[-4:-1] == ['rot_loss','rot_acc','rot_weight']
     assert not same(a, b) # running BatchNorm statistics see the rotated images as well
 
+@pytest.mark.cell('Learner', 'the labelled batches are those of plain training')
 @pytest.mark.parametrize('bn', ['separate','joint'])
 def test_labelled_batches_do_not_depend_on_sesemi(make_learn, bn):
     (_,ka),(_,kb) = trained(make_learn),trained(make_learn, SESEMI(bn=bn, seed=5))

@@ -49,6 +49,7 @@ class Watch(Callback):
 # As published, and written apart from the recipes that are tested
 published = dict(sgd=partial(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=5e-4), adam=partial(torch.optim.Adam, betas=(.9,.999), weight_decay=0))
 
+@pytest.mark.cell('Learner', 'losses and weights of an independent loop in plain PyTorch')
 @pytest.mark.parametrize('bn', ['separate','joint'])
 @pytest.mark.parametrize('name,lr', [('sgd',.01), ('adam',1e-3)])
 def test_same_as_plain_loop(batches, bn, name, lr, tmp_path):
