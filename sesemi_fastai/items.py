@@ -30,7 +30,7 @@ def indexed(
     res.idx = torch.as_tensor(idx, device=y.device)
     return res
 
-# %% ../nbs/07_items.ipynb #2e7d0897
+# %% ../nbs/07_items.ipynb #48d36070
 class ItemIndex(StaysHome):
     "Give the labels of training batches the index of their items"
     order,run_valid = -20,False
@@ -49,6 +49,12 @@ class ItemIndex(StaysHome):
         finally:
             if own: dl.get_idxs = get
             else: del dl.get_idxs
+            self._forget_mixed()
+
+    def _forget_mixed(self):
+        "`MixUp` keeps its last labels, and would take them into an exported Learner"
+        for cb in self.learn.cbs:
+            if 'yb1' in vars(cb): cb.yb1 = tuple(o.as_subclass(TensorCategory) for o in cb.yb1)
 
     def before_batch(self):
         if not self.training or not len(self.yb): return

@@ -110,7 +110,7 @@ class ELR(TrainingLoss):
         "Go on from `state`"
         self.targets = state['targets']
 
-# %% ../nbs/08_robust.ipynb #c24c19f1
+# %% ../nbs/08_robust.ipynb #251e9fe3
 class RobustLoss(ItemIndex):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
@@ -128,10 +128,16 @@ class RobustLoss(ItemIndex):
         before = self._targets_now()
         self.learn.loss_func = loss
         try: yield
-        finally: self.learn.loss_func = old
+        finally: self._put_back(loss, old)
         if num_distrib() > 1 and (after := self._targets_now()) is not None:
             if before is None: before = torch.zeros_like(after)
             loss.targets = before + sum_over_ranks(after-before)
+
+    def _put_back(self, loss, old):
+        "The Learner has its own loss again, and so has `MixUp`, which keeps it for the next fit"
+        self.learn.loss_func = old
+        for cb in self.learn.cbs:
+            if vars(cb).get('old_lf') is loss: cb.old_lf = old
 
     def _targets_now(self):
         t = getattr(self.loss_func_of_training, 'targets', None)
