@@ -12,6 +12,7 @@ from .mini import make_mini, mini_dls
 from .recipe import make_model, optimizers, schedules
 from .items import ItemIndex
 from .robust import RobustLoss, ELR, GCE, SCE, Bootstrap
+from .memory import Memorisation
 from .checkpoint import Checkpoint, FiniteLoss
 from .weights import export_weights
 from .loggers import wandb_callback

@@ -5,10 +5,10 @@ import pytest
 
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
-allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], stream=['core','distributed','rotation'], phase=[],
-               callback=['core','distributed','model','phase','rotation','stream'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
-               items=['core','phase'], robust=['core','distributed','items','phase'], weights=['core'], noise=['core'], scan=['core'], data=['core','scan'], tree=['core','data'], mini=['core','noise','data'], recipe=['core'], record=['core','phase'],
-               experiment=['core','callback','checkpoint','data','distributed','mini','precision','recipe','record','robust','scan','stream','weights'], report=['core'], loggers=['core'],
+allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], stream=['core','distributed','rotation'], phase=[], columns=['phase'],
+               callback=['columns','core','distributed','model','phase','rotation','stream'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
+               items=['core','phase'], robust=['core','distributed','items','phase'], memory=['columns','core','distributed','items'], weights=['core'], noise=['core'], scan=['core'], data=['core','scan'], tree=['core','data'], mini=['core','noise','data'], recipe=['core'], record=['core','phase'],
+               experiment=['core','callback','checkpoint','data','distributed','memory','mini','precision','recipe','record','robust','scan','stream','weights'], report=['core'], loggers=['core'],
                cli=['core','data','experiment','mini','report','scan','stream','tree'])
 
 def imports(fname):

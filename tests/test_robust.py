@@ -6,6 +6,7 @@ from fastai.vision.all import (Callback, CutMix, GradientAccumulation, LabelSmoo
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.items import ItemIndex
+from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, RobustLoss, losses
 from test_callback import CLEAN, Boom, Quiet, fit, traces
 from test_cli import last, run, small
@@ -100,3 +101,20 @@ def test_on_the_command_line(mini, name):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, '--robust', name, '--unlabeled', 'none', *small)
     assert res.returncode == 0 and last(res)['method'] == name.upper()
     if name == 'elr': assert 'choose one of none, gce' in run('sesemi-train', '--path', mini, '--robust', 'lion', *small).stderr
+
+# -- diagnostics
+@pytest.mark.cell('Robust losses', 'memorisation live: with SESEMI, robust losses, MixUp, loggers; known true labels or not')
+@pytest.mark.parametrize('cbs', [[], [SESEMI], [MixUp], [lambda: RobustLoss(ELR()), SESEMI]], ids=['alone','SESEMI','MixUp','ELR and SESEMI'])
+def test_memorisation_in_company(make_learn, tmp_path, cbs):
+    from fastai.vision.all import CSVLogger
+    import pandas as pd
+    learn = make_learn(cbs=[Memorisation(), *(f() for f in cbs)])
+    learn.dls.train_ds.true = None
+    fit(learn, 2, cbs=CSVLogger(tmp_path/'h.csv'))
+    df = pd.read_csv(tmp_path/'h.csv')
+    assert df.as_given.between(0, 1).all() and df.wrong_as_true.isna().all() and df.accuracy.notna().all() and traces(learn) == CLEAN
+    assert ('rot_loss' in df) == (SESEMI in cbs) and (SESEMI not in cbs or df.rot_loss.between(.3, 5).all())
+    assert len(learn.validate()) == 2 and len(learn.memorisation.history) == 2
+    learn.memorisation.true = ['class0']*48
+    fit(learn)
+    assert 0 <= learn.memorisation.history[-1]['wrong_as_given'] <= 1
