@@ -88,7 +88,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/07_callback.ipynb #8b45b383
+# %% ../nbs/07_callback.ipynb #2bfab4e3
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -204,7 +204,8 @@ class SESEMI(TrainingColumns):
     def state_dict(self) -> dict: # Empty before the first step
         "What a fit that goes on in another process needs: rotation head, its optimizer state, position in the unlabeled images"
         if not self._branch: return {}
-        return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images)
+        return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images,
+                    grads=[p.grad for p in self.rot_head.parameters()])
 
     def load_state_dict(self,
         state:dict # From `state_dict`
@@ -217,6 +218,7 @@ class SESEMI(TrainingColumns):
         self.rot_head.load_state_dict(state['head'])
         self._head_params.load_state_dict(state['opt'], self.opt)
         self._stream.load_state_dict(state['stream'])
+        for p,g in zip(self.rot_head.parameters(), state['grads']): p.grad = None if g is None else g.to(p.device)
 
     def _to_model(self, x): return x.to(next(self.learn.model.parameters()).device, non_blocking=True)
 

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['write_checkpoint', 'read_checkpoint', 'checkpoint_files', 'latest_checkpoint', 'Checkpoint', 'FiniteLoss']
 
-# %% ../nbs/12_checkpoint.ipynb #a3f816e5
-import os,pickle,re,sys,zipfile
+# %% ../nbs/12_checkpoint.ipynb #2c768b7a
+import os,re,sys,zipfile
 from pathlib import Path
 import numpy as np, torch
-from fastai.vision.all import (Callback,CancelEpochException,L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
+from fastai.vision.all import (L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,one_line
 from .distributed import gathered,plain_dl
 from .phase import StaysHome
 
-# %% ../nbs/12_checkpoint.ipynb #b45a50fb
+# %% ../nbs/12_checkpoint.ipynb #b033ff44
 _format = 'sesemi_fastai checkpoint 1'
 
 def _safe(o):
@@ -23,7 +23,7 @@ def _safe(o):
     if isinstance(o, dict): return {k:_safe(v) for k,v in o.items()}
     if isinstance(o, (list,L)): return [_safe(v) for v in o]
     if isinstance(o, tuple): return tuple(_safe(v) for v in o)
-    if isinstance(o, np.ndarray): return {'_array':torch.from_numpy(o.astype(np.int64)), '_dtype':str(o.dtype)}
+    if isinstance(o, np.ndarray): return {'_array':torch.from_numpy(o.astype(np.int64) if o.dtype.kind == 'u' else o.copy()), '_dtype':str(o.dtype)}
     if torch.is_tensor(o): return o.detach().as_subclass(torch.Tensor)
     return o.item() if isinstance(o, np.generic) else o
 
@@ -38,44 +38,52 @@ def write_checkpoint(
     fname:str|Path # File
 ):
     "Write `state` to `fname`, whole or not at all"
-    with atomic_path(fname) as tmp: torch.save({**_safe(state), 'format':_format}, tmp)
+    with atomic_path(fname) as tmp:
+        try: torch.save({**_safe(state), 'format':_format}, tmp)
+        except RuntimeError as e: raise OSError(f"{fname} cannot be written, maybe the disk is full: {one_line(e)[:80]}") from e
 
 def read_checkpoint(
     fname:str|Path, # File
     config:dict|None=None # What the run was; not compared if None
 ) -> dict:
     "A checkpoint of this package; `InputError` if the file is damaged, of another program, or of another run"
-    if not zipfile.is_zipfile(fname): raise InputError(f"{fname} is cut short, or no checkpoint")
     try:
-        if zipfile.ZipFile(fname).testzip(): raise InputError(f"{fname} is damaged")
-        state = torch.load(fname, map_location='cpu', weights_only=True)
-    except (RuntimeError,pickle.UnpicklingError,zipfile.BadZipFile,EOFError,KeyError) as e:
-        raise InputError(f"{fname} is no checkpoint of this package: {one_line(e)[:80]}") from e
+        if not zipfile.is_zipfile(fname): raise InputError(f"{fname} is cut short, or no checkpoint")
+        with zipfile.ZipFile(fname) as z: damaged = z.testzip()
+        state = None if damaged else torch.load(fname, map_location='cpu', weights_only=True)
+    except InputError: raise
+    except Exception as e: # a damaged archive fails in many ways
+        raise InputError(f"{fname} is no checkpoint of this package, or damaged: {one_line(e)[:80]}") from e
+    if damaged: raise InputError(f"{fname} is damaged")
     if not isinstance(state, dict) or state.get('format') != _format: raise InputError(f"{fname} is no checkpoint of this package")
-    if config is not None and state['config'] != config: raise InputError(f"{fname} belongs to a run with other settings: {_differences(state['config'], config)}")
+    there = state.get('config') or {}
+    if config is not None and there != config: raise InputError(f"{fname} belongs to a run with other settings: {_differences(there, config)}")
     return _unsafe(state)
 
 def _differences(a, b): return ', '.join(f'{k} {a.get(k)} there, {b.get(k)} here' for k in {**a,**b} if a.get(k) != b.get(k))
 
-# %% ../nbs/12_checkpoint.ipynb #2161c3d0
+# %% ../nbs/12_checkpoint.ipynb #dce2f1b8
 def checkpoint_files(
-    folder:str|Path # Folder of the checkpoints of one run
+    folder:str|Path, # Folder of the checkpoints of one run
+    fit:int|None=None # Only those of this fit, counted from 1
 ) -> list[Path]: # Newest first
-    "The checkpoints in `folder`, by epoch"
-    return sorted((o for o in Path(folder).glob('epoch-*.pth') if re.fullmatch(r'epoch-\d+', o.stem)), key=lambda o: -int(o.stem[6:]))
+    "The checkpoints in `folder`, by fit and epoch"
+    found = {o:re.fullmatch(r'fit-(\d+)-epoch-(\d+)', o.stem) for o in Path(folder).glob('*.pth')}
+    return sorted((o for o,m in found.items() if m and fit in (None,int(m[1]))), key=lambda o: [-int(n) for n in found[o].groups()])
 
 def latest_checkpoint(
     folder:str|Path, # Folder of the checkpoints of one run
-    config:dict|None=None # What the run was
+    config:dict|None=None, # What the run was
+    fit:int|None=None # Only those of this fit
 ) -> dict|None: # None if there is none yet
     "The newest checkpoint that can be read; `InputError` if there are some and none can"
-    files = checkpoint_files(folder)
+    files = checkpoint_files(folder, fit)
     for f in files:
         try: return read_checkpoint(f, config)
         except InputError as e: reason = str(e); print(f'not used: {reason}', file=sys.stderr)
     if files: raise InputError(f"no checkpoint in {folder} can be used: {reason}")
 
-# %% ../nbs/12_checkpoint.ipynb #ea27a8c6
+# %% ../nbs/12_checkpoint.ipynb #ce099516
 def _stateful(learn): return {cb.name:cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
 def _trackers(learn): return {cb.name:cb for cb in learn.cbs if isinstance(cb, TrackerCallback)}
 _tracked,_recorded = ('best','wait'),('lrs','iters','losses','values')
@@ -87,20 +95,20 @@ class Checkpoint(StaysHome):
         folder:str|Path, # Where the files go
         resume:bool=False, # Go on from the newest checkpoint in `folder`, if there is one
         every:int=1, # Epochs between two checkpoints
-        keep:int=2, # Files kept
+        keep:int=2, # Files kept of a fit
         config:dict|None=None # What the run is; a checkpoint of another is refused
     ):
         if every < 1 or keep < 1: raise InputError("every and keep must be at least 1")
         self.folder,self.resume,self.every,self.keep,self.config = Path(folder),resume,every,keep,config
-        self.start,self._state = 0,None
+        self.n_fit,self.start,self._state = 0,0,None
 
     # -- writing
     def after_epoch(self):
-        if self._passive or self.epoch < self.start or ((self.epoch+1)%self.every and self.epoch+1 < self.n_epoch): return
+        if self._passive or ((self.epoch+1)%self.every and self.epoch+1 < self.n_epoch): return
         own = gathered(self._own_state())
         if rank_distrib(): return
-        write_checkpoint({**self._shared_state(), 'ranks':own}, self.folder/f'epoch-{self.epoch+1:04}.pth')
-        for old in checkpoint_files(self.folder)[self.keep:]: old.unlink()
+        write_checkpoint({**self._shared_state(), 'ranks':own}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
+        for old in checkpoint_files(self.folder, self.n_fit)[self.keep:]: old.unlink()
 
     def _shared_state(self):
         "What is the same in all processes"
@@ -111,8 +119,13 @@ class Checkpoint(StaysHome):
 
     def _own_state(self):
         "What each process has for itself"
-        return _safe(dict(random=get_random_states(), order=plain_dl(self.dls.train).rng.getstate(),
+        return _safe(dict(random=get_random_states(), order=plain_dl(self.dls.train).rng.getstate(), waiting=self._waiting(),
             callbacks={nm:cb.state_dict() for nm,cb in _stateful(self.learn).items()}))
+
+    def _waiting(self):
+        "Gradients that wait for more batches"
+        acc = getattr(self.learn, 'gradient_accumulation', None)
+        return dict(count=acc.count, grads=[p.grad for p in self.learn.model.parameters()]) if acc and acc.count else None
 
     # -- going on
     @property
@@ -120,15 +133,18 @@ class Checkpoint(StaysHome):
 
     def before_fit(self):
         if self._passive: return
+        self.n_fit += 1
         if not rank_distrib():
-            for half in self.folder.glob('.epoch-*'): half.unlink() # of a process that was killed while writing
-        self._state = latest_checkpoint(self.folder, self.config) if self.resume else None
+            for half in self.folder.glob(f'.fit-{self.n_fit}-*'): half.unlink() # of a process that was killed while writing
+        if self.n_fit == 1 and not self.resume and checkpoint_files(self.folder):
+            raise InputError(f"{self.folder} holds checkpoints of an earlier run: go on with resume=True, or choose another folder")
+        self._state = latest_checkpoint(self.folder, self.config, self.n_fit) if self.resume else None
         self.start = self._state['epoch'] if self._state else 0
         if self._state: self._restore()
 
     def _restore(self):
         state = self._state
-        if self.start > self.n_epoch: raise InputError(f"the checkpoint is of epoch {self.start}, the fit has {self.n_epoch}")
+        if state['n_epoch'] != self.n_epoch: raise InputError(f"the checkpoint is of a fit of {state['n_epoch']} epochs, this one has {self.n_epoch}")
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
         self.opt.load_state_dict(_on(state['opt'], self.dls.device))
@@ -136,28 +152,42 @@ class Checkpoint(StaysHome):
         own = state['ranks'][rank_distrib()]['callbacks']
         for nm,cb in _stateful(self.learn).items():
             if nm in own: cb.load_state_dict(own[nm])
-        self._restore_trackers()
+        for nm,cb in _trackers(self.learn).items(): vars(cb).update(state['trackers'].get(nm, {}))
+        self._restore_recorder()
+        self.learn._with_events = self._pass_over
 
-    def _restore_trackers(self):
-        for nm,cb in _trackers(self.learn).items(): vars(cb).update(self._state['trackers'].get(nm, {}))
-
-    def before_epoch(self):
-        if not self._passive and self.epoch < self.start: raise CancelEpochException
-
-    def after_cancel_epoch(self):
-        if self.epoch < self.start: self.recorder.log = L(self.epoch, *self._state['recorder']['values'][self.epoch])
-
-    def before_train(self):
-        "The last thing before the first batch: what skipping has moved goes back to its place"
-        if self._state is None: return
-        state,rec,own = self._state,self.recorder,self._state['ranks'][rank_distrib()]
+    def _restore_recorder(self):
+        state,rec = self._state,self.recorder
         for k in _recorded: setattr(rec, k, list(state['recorder'][k]))
         rec.values = [L(o) for o in rec.values]
         rec.smooth_loss.count,rec.smooth_loss.val = state['smooth']
-        self._restore_trackers()
+
+    def _pass_over(self, f, event_type, *args):
+        "Stands in for `learn._with_events`: shows the epochs that are done, without an event, and is gone at the first that is not"
+        if event_type == 'epoch' and self.epoch < self.start:
+            self.learn.logger(L(self.epoch, *self.recorder.values[self.epoch], *(['--:--'] if self.recorder.add_time else [])))
+            return
+        del self.learn._with_events
+        self.learn._with_events(f, event_type, *args)
+
+    def before_train(self):
+        "The last thing before the first batch: what other callbacks may have drawn from goes back to its place"
+        if self._state is None or self._passive: return
+        own = self._state['ranks'][rank_distrib()]
+        self._restore_waiting(own['waiting'])
         plain_dl(self.dls.train).rng.setstate(own['order'])
         set_random_states(**own['random'])
         self._state = None
+
+    def _restore_waiting(self, waiting):
+        if not waiting: return
+        self.learn.gradient_accumulation.count = waiting['count']
+        for p,g in zip(self.learn.model.parameters(), waiting['grads']): p.grad = None if g is None else g.to(p.device)
+
+    def after_fit(self):
+        if self._passive: return
+        self._state = None
+        if getattr(self.learn.__dict__.get('_with_events'), '__self__', None) is self: del self.learn._with_events # every epoch was done
 
 def _on(o, device):
     "Tensors with dimensions on `device`; counters stay where they are"
@@ -165,7 +195,7 @@ def _on(o, device):
     if isinstance(o, list): return [_on(v, device) for v in o]
     return o.to(device) if torch.is_tensor(o) and o.ndim else o
 
-# %% ../nbs/12_checkpoint.ipynb #07fcf967
+# %% ../nbs/12_checkpoint.ipynb #bd2cee74
 class FiniteLoss(StaysHome):
     "Stop the run where the loss becomes nan or infinite"
     order = MixedPrecision.order-1
@@ -175,7 +205,7 @@ class FiniteLoss(StaysHome):
 
     def before_train(self): self.bad = None
     def after_loss(self):
-        if not self.training: return
+        if not self.training or hasattr(self.learn, 'lr_finder'): return # which looks for the rate where the loss explodes
         loss = self.learn.loss_grad.detach()
         here = torch.where(loss.isfinite(), torch.inf, float(self.iter))
         self.bad = here if self.bad is None else torch.minimum(self.bad, here)

@@ -9,7 +9,7 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_data', 'ses
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
-# %% ../nbs/24_cli.ipynb #33b8291c
+# %% ../nbs/24_cli.ipynb #00a17803
 import json,sys
 import matplotlib.pyplot as plt
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from pathlib import Path
 from fastcore.meta import delegates
 from fastcore.script import call_parse
 from inspect import signature
-from fastai.vision.all import get_image_files,rank_distrib
-from .core import InputError,RunStopped,one_line,shows_bars
+from fastai.vision.all import rank_distrib
+from .core import InputError,RunStopped,image_files,one_line,shows_bars
 from .data import show_noisy_batch
 from .experiment import train_run,resume_run,comparison,run_missing,read_records
 from .mini import make_mini,mini_dls
@@ -103,11 +103,11 @@ def sesemi_table(
         if report: write_report(records, report)
         if plot: plot_curves(records).savefig(plot, dpi=80)
 
-# %% ../nbs/24_cli.ipynb #2637f5e1
+# %% ../nbs/24_cli.ipynb #f99f4900
 def _scan(path):
     "One line a fault, and a sum"
     if not path or not Path(path).is_dir(): raise InputError("scan needs --path: a folder with images")
-    files = get_image_files(path).sorted()
+    files = image_files(path)
     faults = scan_images(files)
     for o in faults.itertuples(): print(f'{o.kind}\t{o.path}\t{o.reason}')
     print(f"{len(files)} images: " + (', '.join(f'{n} {k}' for k,n in faults.kind.value_counts().items()) or 'no fault'))

@@ -7,16 +7,16 @@ __all__ = ['noise_levels', 'class_names', 'read_table', 'leaves_folder', 'checke
            'table_block', 'table_dls', 'noisy_imagenette_dls', 'noisy_imagewoof_dls', 'imagewang_table',
            'imagewang_dls', 'own_table', 'own_dls', 'show_noisy_batch']
 
-# %% ../nbs/16_data.ipynb #802e25d0
+# %% ../nbs/16_data.ipynb #126f8042
 import os
 import pandas as pd
 from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,ImageBlock,CategoryBlock,ColReader,ColSplitter,RandomResizedCrop,FlipItem,Normalize,
-                               L,URLs,imagenet_stats,untar_data,get_image_files,show_image,plt,random,no_random,to_device)
-from .core import InputError
+                               L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
+from .core import InputError,image_files
 from .scan import scan_images,usable
 
-# %% ../nbs/16_data.ipynb #e544a0f4
+# %% ../nbs/16_data.ipynb #f77d4ed2
 noise_levels = 0,1,5,25,50
 
 def read_table(
@@ -24,7 +24,7 @@ def read_table(
 ) -> pd.DataFrame:
     "A CSV file as a DataFrame; `InputError` if it is not one"
     if not Path(fname).is_file(): raise InputError(f"there is no table {fname}")
-    try: return pd.read_csv(fname, low_memory=False, keep_default_na=False, na_values=[''])
+    try: return pd.read_csv(fname, low_memory=False, keep_default_na=False, na_values=[''], compression=None)
     except (UnicodeDecodeError,pd.errors.ParserError,pd.errors.EmptyDataError) as e: raise InputError(f"{fname} is not a CSV file in UTF-8: {e}")
 
 def _need_columns(df, cols, what):
@@ -173,10 +173,10 @@ def noisy_imagewoof_dls(
     "Noisy Imagewoof, ready for a Learner"
     return _noisy_dls((URLs.IMAGEWOOF_160,URLs.IMAGEWOOF_320), noise, size, path, **kwargs)
 
-# %% ../nbs/16_data.ipynb #442559b3
+# %% ../nbs/16_data.ipynb #927fd375
 def _images_below(folder):
     if not folder.is_dir(): raise InputError(f"there is no folder {folder}")
-    return get_image_files(folder).sorted()
+    return image_files(folder)
 
 def _split_table(path, splits, classes=None):
     "A table from `path/split/class/file`"

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IndexedCategory', 'indexed', 'ItemIndex']
 
-# %% ../nbs/08_items.ipynb #78134e1c
+# %% ../nbs/08_items.ipynb #81e38423
 import torch
 from contextlib import contextmanager
+from types import MethodType
 from fastai.vision.all import TensorCategory,Tensor
 from .core import InputError
 from .phase import StaysHome,around_next_phase
@@ -30,7 +31,7 @@ def indexed(
     res.idx = torch.as_tensor(idx, device=y.device)
     return res
 
-# %% ../nbs/08_items.ipynb #48d36070
+# %% ../nbs/08_items.ipynb #152f0aa1
 class ItemIndex(StaysHome):
     "Give the labels of training batches the index of their items"
     order,run_valid = -20,False
@@ -41,10 +42,10 @@ class ItemIndex(StaysHome):
         "The order of the loader is noted inside"
         dl = self.learn.dl
         own,get = 'get_idxs' in vars(dl),dl.get_idxs
-        def noted():
+        def noted(dl):
             self.pass_idxs = list(get())
             return self.pass_idxs
-        dl.get_idxs = noted
+        dl.get_idxs = MethodType(noted, dl) # of a plain function, `dl.new` would make a copy for its own new loader
         try: yield
         finally:
             if own: dl.get_idxs = get

@@ -5,31 +5,40 @@
 # %% auto #0
 __all__ = ['around_next_phase', 'StaysHome']
 
-# %% ../nbs/05_phase.ipynb #1a0ce0b7
+# %% ../nbs/05_phase.ipynb #40b4bc65
 from contextlib import nullcontext
 from copy import copy,deepcopy
 from inspect import signature
-from fastai.callback.core import Callback
+from functools import partial
+from fastai.learner import Callback,Learner
 
-# %% ../nbs/05_phase.ipynb #9322ed21
+# %% ../nbs/05_phase.ipynb #563b8a5d
+class _Around:
+    "Stands in for `learn._with_events` until the next phase; copies and pickles as what it stands for"
+    def __init__(self, learn, context, phases): self.learn,self.context,self.phases,self.before = learn,context,phases,learn.__dict__.get('_with_events')
+
+    def __call__(self, f, event_type, *args):
+        learn = self.learn
+        if event_type not in self.phases and learn.lock.locked(): return type(learn)._with_events(learn, f, event_type, *args) # an evaluation before the phase
+        if self.before is None: del learn._with_events
+        else: learn._with_events = self.before
+        with self.context() if event_type in self.phases else nullcontext(): learn._with_events(f, event_type, *args)
+
+    def __reduce__(self): return partial,(Learner._with_events, self.learn)
+
 def around_next_phase(
     learn, # The Learner
     context, # Function without arguments that gives a context manager
     phases=('train','validate') # Phases it is meant for; if another comes next, nothing happens
 ):
     "Run the next phase of `learn` inside `context()`, once"
-    before = learn.__dict__.get('_with_events')
-    def with_events(f, event_type, *args):
-        if before is None: del learn._with_events
-        else: learn._with_events = before
-        with context() if event_type in phases else nullcontext(): learn._with_events(f, event_type, *args)
-    learn._with_events = with_events
+    learn._with_events = _Around(learn, context, phases)
 
-# %% ../nbs/05_phase.ipynb #8c69783e
+# %% ../nbs/05_phase.ipynb #4ea190d1
 class StaysHome(Callback):
     "A callback that is not exported with the Learner; its settings are attributes named like its parameters"
     def __reduce__(self): return Callback,()
-    def __copy__(self): return type(self)(**{k:getattr(self, k) for k in signature(type(self)).parameters})
+    def __copy__(self): return type(self)(**{k:getattr(self, k) for k in signature(type(self).__init__).parameters if k != 'self'})
     def __deepcopy__(self, memo):
         res = memo[id(self)] = copy(self)
         res.learn = deepcopy(self.learn, memo)

@@ -50,7 +50,7 @@ def image_sizes(
     sizes = {Image.open(f).size for f in files}
     return '{}x{}'.format(*sizes.pop()) if len(sizes) == 1 else 'various'
 
-# %% ../nbs/20_record.ipynb #358a9f76
+# %% ../nbs/20_record.ipynb #db3f7de2
 def _plain(v):
     "A number that JSON knows: nan and infinity become None"
     return round(v, 6) if v is not None and math.isfinite(v) else None
@@ -71,14 +71,14 @@ class Record(StaysHome):
 
     def state_dict(self) -> dict:
         "What the record of a run that goes on needs"
-        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.time()-self.began, history=self.history, started=self.record['started'])
+        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.time()-self.began, history=self.history, started=self.record['started'], resumed=self.record.get('resumed', 0))
 
     def load_state_dict(self,
         state:dict # From `state_dict`
     ):
         "Go on counting from `state`"
         self.labelled,self.train_seconds,self.began,self.history = state['labelled'],state['train_seconds'],time.time()-state['seconds'],list(state['history'])
-        self.record.update(started=state['started'], resumed=self.record.get('resumed', 0)+1)
+        self.record.update(started=state['started'], resumed=state['resumed']+1)
 
     def before_train(self): self.train_began = time.time()
     def after_batch(self):
@@ -86,7 +86,6 @@ class Record(StaysHome):
     def after_train(self): self.train_seconds += time.time()-self.train_began
 
     def after_epoch(self):
-        if self.epoch < len(self.history): return # shown again by a run that goes on
         row = dict(zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]))
         self.history.append({'epoch': self.epoch+1, **{k:_plain(v) for k,v in row.items()}, 'seconds': round(time.time()-self.began, 2)})
         self.write('running')

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['image_fault', 'scan_images', 'tell_faults', 'usable']
 
-# %% ../nbs/15_scan.ipynb #c7723ef0
-import os,stat,sys,warnings
+# %% ../nbs/15_scan.ipynb #e48588ef
+import os,stat,sys,threading,warnings
+from contextlib import nullcontext
 from pathlib import Path
 from fastcore.parallel import parallel
 from PIL import Image
 from .core import InputError,shows_bars
 import pandas as pd
 
-# %% ../nbs/15_scan.ipynb #4cf396ea
-_upright = None,1
+# %% ../nbs/15_scan.ipynb #8ba181a1
+_large = threading.Lock() # one picture of many pixels at a time: decoded it takes hundreds of MB
 
 def _unreadable(f):
     "Why `f` cannot even be opened; opening a pipe would wait for ever"
@@ -26,16 +27,17 @@ def _unreadable(f):
 
 def _read_fault(f):
     "Fault of a file that can be opened"
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always')
-        with Image.open(f) as im:
-            mode,frames,turn,size = im.mode,getattr(im, 'n_frames', 1),im.getexif().get(0x112),im.size
+    with Image.open(f) as im:
+        mode,turn,pixels = im.mode,im.getexif().get(0x112),im.size[0]*im.size[1]
+        frames = im.n_frames if im.format in ('GIF','PNG','WEBP') else 1
+        with _large if pixels > 3e7 else nullcontext():
             im.draft('RGB', (1,1))
             im.load()
+            im.im = None
     if mode[0] in 'IF': return 'bad',f"mode {mode}, more than 8 bits a channel: save it with 8, or it is read as white"
-    if turn not in _upright: return 'turned',f"EXIF orientation {turn}, which fastai does not apply"
+    if turn in range(2,9): return 'turned',f"EXIF orientation {turn}, which fastai does not apply"
     if frames > 1: return 'odd',f"animated: the first of {frames} frames is used"
-    if any(issubclass(w.category, Image.DecompressionBombWarning) for w in told): return 'odd',f"{size[0]}x{size[1]} pixels: slow to read"
+    if pixels > Image.MAX_IMAGE_PIXELS: return 'odd',f"{pixels/1e6:.0f} million pixels: slow to read"
 
 def image_fault(
     f:str|Path # Image file
@@ -46,14 +48,16 @@ def image_fault(
     except Image.UnidentifiedImageError: return 'bad',"no image"
     except Exception as e: return 'bad',f"{type(e).__name__}: {e}"
 
-# %% ../nbs/15_scan.ipynb #37a4b60a
+# %% ../nbs/15_scan.ipynb #25ce9ab3
 def scan_images(
     files, # Image files
     n_workers:int|None=None # Threads; one a core if None
 ) -> pd.DataFrame: # Columns `path`, `kind`, `reason`, one row a fault
     "The faults of `files`, with a progress bar"
     files = list(dict.fromkeys(map(Path, files)))
-    found = parallel(image_fault, files, n_workers=n_workers or os.cpu_count(), threadpool=True, progress=shows_bars()) if files else []
+    with warnings.catch_warnings(): # around the threads: inside of them it would change the filters of all
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        found = parallel(image_fault, files, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True, progress=shows_bars()) if files else []
     return pd.DataFrame([(str(f),*o) for f,o in zip(files, found) if o], columns=['path','kind','reason'])
 
 # %% ../nbs/15_scan.ipynb #0d408cf0

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['OwnRandom', 'is_transductive', 'unlabeled_items', 'unlabeled_dl', 'UnlabeledStream', 'show_rotated_batch']
 
-# %% ../nbs/04_stream.ipynb #9450c48c
+# %% ../nbs/04_stream.ipynb #7460b5ab
 from contextlib import contextmanager
 from copy import deepcopy
 import numpy as np, pandas as pd
-from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoader,DataLoaders,get_image_files,get_first,
+from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoader,DataLoaders,get_first,
                                get_random_states,set_random_states,no_random,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
-from .core import InputError,progress
+from .core import InputError,image_files,progress
 from .distributed import own_share,plain_dl
 from .rotation import rotate_batch
 
@@ -34,7 +34,7 @@ class OwnRandom:
             self.states = get_random_states()
             set_random_states(**outer)
 
-# %% ../nbs/04_stream.ipynb #41471127
+# %% ../nbs/04_stream.ipynb #f2808711
 def is_transductive(source) -> bool:
     "Whether `source` asks for the validation images"
     return isinstance(source, str) and source == 'valid'
@@ -46,9 +46,9 @@ def _joined(a, b):
 def _from_folder(folder):
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"unlabeled={str(folder)!r} is not a folder")
-    files = get_image_files(folder)
+    files = image_files(folder)
     if not files: raise InputError(f"no images below {folder}: unlabeled= needs a folder with image files")
-    return list(files.sorted())
+    return files
 
 def _from_frame(df, dls):
     if isinstance(dls.train_ds.items, pd.DataFrame):

@@ -26,7 +26,7 @@ def ended(pid):
     done,status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
 
-def is_writing(out): return any((out/'checkpoints').glob('.epoch-*'))
+def is_writing(out): return any((out/'checkpoints').glob('.fit-*'))
 
 def kill_at(pid, out, delay, while_writing):
     "SIGKILL after `delay` seconds, or from then on at the next moment in which a checkpoint is being written; False if the run was quicker"
@@ -58,7 +58,7 @@ def torment(kills, seed=0, say=print):
             if kill_at(child(go), out, rng.uniform(0, .5*seconds), while_writing=rng.random() < .4):
                 tally['kills'] += 1
                 tally['while_writing'] += is_writing(out)
-                tally['epochs_kept'].append(max((int(o.stem[6:]) for o in (out/'checkpoints').glob('epoch-*.pth')), default=0))
+                tally['epochs_kept'].append(max((int(o.stem[-4:]) for o in (out/'checkpoints').glob('fit-*.pth')), default=0))
                 say(f"kill {tally['kills']}/{kills}, epochs kept: {tally['epochs_kept'][-1]}", flush=True)
         assert os.waitpid(child(go), 0)[1] == 0, 'the last run did not end well'
         check(d/'whole', out)

@@ -12,13 +12,14 @@ def torchrun(*args, **kwargs):
     env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':f'{here}:{here.parent}', 'CUDA_VISIBLE_DEVICES':''}
     return subprocess.run([BIN/'torchrun', '--standalone', '--nproc_per_node', '2', *map(str, args)], capture_output=True, text=True, env=env, timeout=120, **kwargs)
 
-@pytest.mark.cell('Distributed', 'gradients of all parameters, the rotation head included, agree between ranks; the unlabeled stream is shared out without overlap')
+@pytest.mark.cell('Distributed', 'gradients of all parameters, the rotation head included, and the targets of ELR agree between ranks; the unlabeled stream is shared out without overlap')
 @pytest.mark.parametrize('bn,accumulate', [('separate',0), ('joint',1)])
 def test_two_processes_train_as_one(image_folder, tmp_path, bn, accumulate):
     res = torchrun(here/'two_ranks.py', image_folder, tmp_path/'out.pt', bn, accumulate)
     assert res.returncode == 0, res.stderr[-3000:]
     a,b = torch.load(tmp_path/'out.pt', weights_only=True)
-    for k in ('grads','model','head'): assert torch.equal(a[k], b[k]), k
+    for k in ('grads','model','head','targets'): assert torch.equal(a[k], b[k]), k
+    assert (a['targets'].sum(1) > 0).all() and a['as_given'] == b['as_given'] and all(0 <= o <= 1 for o in a['as_given'])
     assert a['grads'].abs().sum(1).min() > 0 and a['values'] == b['values']
     assert not set(a['files']) & set(b['files']) and len(a['files'])+len(b['files']) == 48
     assert a['steps'] == 2*6 # 48 images in steps of 2x4

@@ -1,9 +1,9 @@
 "A run that ends early goes on as if nothing had happened"
-import json, shutil, subprocess, sys
+import json, os, random, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pytest, torch
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, MixUp, OptimWrapper, SaveModelCallback, SGD, ranger)
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, MixUp, OptimWrapper, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, ranger, resnet18, vision_learner)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
@@ -30,7 +30,7 @@ torch_adam = partial(OptimWrapper, opt=torch.optim.AdamW)
 
 @pytest.mark.cell('Resume', 'SGD, Adam, ranger, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; MixUp; gradient accumulation; bf16')
 @pytest.mark.parametrize('kwargs', [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
-    dict(bn='joint'), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(precision='bf16')], ids=str)
+    dict(bn='joint'), dict(precision='bf16', opt_func=ranger), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(cbs=[partial(GradientAccumulation, 40)]), dict(precision='bf16')], ids=['SGD','Adam','ranger','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation','accumulation over the end','bf16'])
 def test_resumed_is_uninterrupted(make_learn, tmp_path, kwargs):
     kwargs = dict(kwargs)
     bn,workers,cbs,precision = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision', 'fp32')
@@ -45,19 +45,59 @@ def test_resumed_is_uninterrupted(make_learn, tmp_path, kwargs):
     assert whole.recorder.values == resumed.recorder.values and whole.recorder.losses == resumed.recorder.losses
     assert traces(resumed) == CLEAN
 
-@pytest.mark.cell('Resume', 'SaveModelCallback and EarlyStoppingCallback go on from the best value seen')
-def test_trackers_go_on(make_learn, tmp_path):
+class Late(Callback):
+    "Ctrl-C in the sixth epoch"
+    order = 2
+    def before_batch(self):
+        if self.training and self.epoch == 5: raise KeyboardInterrupt
+
+@pytest.mark.cell('Resume', 'SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau go on where they were; no callback sees an epoch twice')
+@pytest.mark.parametrize('make', [lambda: SaveModelCallback('accuracy', fname='best'), lambda: SaveModelCallback(fname='m', every_epoch=True),
+    lambda: EarlyStoppingCallback('accuracy', patience=3), lambda: ReduceLROnPlateau('accuracy', comp=np.greater, min_delta=2, patience=2, factor=10)], ids=['best','every epoch','stop','plateau'])
+def test_trackers_go_on(make_learn, tmp_path, make):
+    class Epochs(Callback):
+        def before_fit(self): self.seen = []
+        def after_epoch(self): self.seen.append(self.epoch)
     def go(folder, *cbs):
         learn = make_learn(cbs=SESEMI())
         learn.model_dir = folder
-        save,stop = SaveModelCallback('accuracy', fname='best'),EarlyStoppingCallback('accuracy', patience=9)
-        with Quiet(learn): learn.fit(4, .01, cbs=[save, stop, *cbs])
-        return save.best,stop.wait,torch.load(tmp_path/folder/'best.pth', weights_only=True)
+        cb,epochs = make(),Epochs()
+        with Quiet(learn): learn.fit(8, .01, cbs=[cb, epochs, *cbs])
+        files = {f.name:torch.load(f, weights_only=True) for f in (tmp_path/folder).glob('*.pth')}
+        return learn,{k:v for k,v in vars(cb).items() if k in ('best','wait')},files,epochs.seen
     whole = go('a')
-    with pytest.raises(KeyboardInterrupt): go('b', Checkpoint(tmp_path/'c'), Crash())
+    with pytest.raises(KeyboardInterrupt): go('b', Checkpoint(tmp_path/'c'), Late())
     resumed = go('b', Checkpoint(tmp_path/'c', resume=True))
-    assert whole[:2] == resumed[:2] and all(torch.equal(a, b) for a,b in zip(whole[2].values(), resumed[2].values()))
+    assert whole[1] == resumed[1] and len(whole[0].recorder.values) == len(resumed[0].recorder.values)
+    assert whole[2].keys() == resumed[2].keys() and resumed[3] == whole[3][5:]
+    for a,b in [(whole[0].model.state_dict(),resumed[0].model.state_dict()), *((whole[2][k],resumed[2][k]) for k in whole[2])]:
+        assert all(torch.equal(x, y) for x,y in zip(a.values(), b.values()))
 
+@pytest.mark.cell('Resume', 'several fits with one Checkpoint, such as fine_tune: each goes on by itself')
+def test_several_fits(make_dls, tmp_path):
+    def new():
+        torch.manual_seed(0)
+        dls = make_dls()
+        learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, path=tmp_path)
+        learn.remove_cbs([cb for cb in learn.cbs if cb.name == 'progress'])
+        random.seed(0); torch.manual_seed(0); np.random.seed(0)
+        return learn
+    class InSecond(Callback):
+        def before_fit(self): self.n = getattr(self, 'n', 0)+1
+        def before_batch(self):
+            if self.training and self.n == 2 and self.epoch == 1 and self.iter == 2: raise KeyboardInterrupt
+    def go(*cbs):
+        learn = new()
+        with Quiet(learn): learn.fine_tune(3, cbs=list(cbs))
+        return learn
+    whole = go()
+    with pytest.raises(KeyboardInterrupt): go(Checkpoint(tmp_path/'c'), InSecond())
+    resumed = go(Checkpoint(tmp_path/'c', resume=True))
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    assert len(checkpoint_files(tmp_path/'c', 1)) == 1 and len(checkpoint_files(tmp_path/'c', 2)) == 2
+    with pytest.raises(InputError, match='holds checkpoints of an earlier run'): go(Checkpoint(tmp_path/'c'))
+
+@pytest.mark.cell('Resume', 'a damaged or truncated checkpoint is refused, and the one before it is used')
 def test_damaged_checkpoint_gives_way_to_the_one_before(make_learn, tmp_path, capsys):
     whole = make_learn(cbs=SESEMI())
     fit(whole, 4)
@@ -70,7 +110,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(make_learn, tmp_path, ca
 
 def test_a_checkpoint_of_a_longer_fit(make_learn, tmp_path):
     fit(make_learn(), 3, cbs=Checkpoint(tmp_path/'c'))
-    with pytest.raises(InputError, match='of epoch 3, the fit has 2'): fit(make_learn(), 2, cbs=Checkpoint(tmp_path/'c', resume=True))
+    with pytest.raises(InputError, match='of 3 epochs, this one has 2'): fit(make_learn(), 2, cbs=Checkpoint(tmp_path/'c', resume=True))
 
 def test_other_fits_of_the_learner_leave_checkpoints_alone(make_learn, tmp_path):
     learn = make_learn(cbs=[SESEMI(), Checkpoint(tmp_path/'c')])
@@ -78,7 +118,7 @@ def test_other_fits_of_the_learner_leave_checkpoints_alone(make_learn, tmp_path)
     learn.validate(); learn.get_preds()
     assert not checkpoint_files(tmp_path/'c')
     fit(learn, 3)
-    assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['epoch-0003.pth','epoch-0002.pth']
+    assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['fit-1-epoch-0003.pth','fit-1-epoch-0002.pth']
     learn.validate()
     learn.export('e.pkl')
 
@@ -114,11 +154,16 @@ def test_resume_on_the_command_line(mini, tmp_path, monkeypatch):
     assert again.returncode == 0 and json.loads(again.stdout)['resumed'] == 1
     assert run('sesemi-train', '--resume', tmp_path/'nothing').returncode == 2
 
+@pytest.mark.cell('Resume', 'a foreign checkpoint, one of another run or other data, one that holds code: refused with a clear line')
 def test_foreign_checkpoints_are_refused(mini, tmp_path, monkeypatch):
     interrupted(mini, tmp_path/'x', monkeypatch)
     for f in checkpoint_files(tmp_path/'x/checkpoints'): torch.save({'model': {}}, f)
     res = run('sesemi-train', '--resume', tmp_path/'x')
     assert res.returncode == 2 and 'no checkpoint of this package' in res.stderr and 'Traceback' not in res.stderr
+    class Evil:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'evil'),)
+    for f in checkpoint_files(tmp_path/'x/checkpoints'): torch.save({'model': Evil()}, f)
+    assert run('sesemi-train', '--resume', tmp_path/'x').returncode == 2 and not (tmp_path/'evil').exists()
     interrupted(mini, tmp_path/'y', monkeypatch, '--seed', 1)
     for f in checkpoint_files(tmp_path/'y/checkpoints'): shutil.copy(f, tmp_path/'x/checkpoints'/f.name)
     res = run('sesemi-train', '--resume', tmp_path/'x')
@@ -148,4 +193,10 @@ def test_a_loss_that_is_no_number(mini, tmp_path, monkeypatch, value):
     monkeypatch.setattr(cb, 'rotation_loss', broken)
     res = run('sesemi-train', '--path', mini, '--epochs', 3, '--out', tmp_path/'x', *small)
     assert res.returncode == 1 and len(res.stderr.strip().splitlines()) == 1
-    assert f"epoch 2, step 3 of 7; the last good checkpoint is {tmp_path/'x/checkpoints/epoch-0001.pth'}" in res.stderr
+    assert f"epoch 2, step 3 of 7; the last good checkpoint is {tmp_path/'x/checkpoints/fit-1-epoch-0001.pth'}" in res.stderr
+
+def test_finite_loss_leaves_lr_find_alone(make_learn):
+    learn = make_learn(cbs=[SESEMI(), FiniteLoss()])
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with learn.no_bar(): learn.lr_find(show_plot=False, end_lr=1e30, num_it=30, stop_div=False)
+    assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())

@@ -26,7 +26,8 @@ class Items(Callback):
         self.seen += y.idx.tolist()
 
 @pytest.mark.cell('Robust losses', 'labels know their image: shuffling, loader workers, MixUp, CutMix, gradient accumulation')
-@pytest.mark.parametrize('cbs,workers', [([],0), ([],2), ([MixUp],0), ([CutMix],0), ([lambda: GradientAccumulation(16)],0)], ids=['plain','workers','MixUp','CutMix','accumulation'])
+@pytest.mark.parametrize('cbs,workers', [([],0), ([],2), ([MixUp],0), ([CutMix],0), ([lambda: GradientAccumulation(16)],0), ([SESEMI],0), ([lambda: SESEMI(bs=6)],2)],
+                         ids=['plain','workers','MixUp','CutMix','accumulation','SESEMI','SESEMI and workers'])
 def test_items_of_a_batch(make_learn, make_dls, cbs, workers):
     dls = make_dls()
     dls.train.fake_l.num_workers = workers
@@ -35,8 +36,10 @@ def test_items_of_a_batch(make_learn, make_dls, cbs, workers):
     assert sorted(learn.items.seen[:48]) == list(range(48)) and 'get_idxs' not in vars(dls.train)
 
 def test_plain_training_does_not_see_the_index(make_learn):
-    a,b = fit(make_learn(), 2),fit(make_learn(cbs=ItemIndex()), 2)
-    assert a.recorder.values == b.recorder.values
+    for cbs in ([], [SESEMI(bs=6)]):
+        for cb in (ItemIndex, Memorisation): # before and behind SESEMI in order
+            a,b = fit(make_learn(cbs=[copy.copy(o) for o in cbs]), 3),fit(make_learn(cbs=[cb(), *map(copy.copy, cbs)]), 3)
+            assert all(torch.equal(p, q) for p,q in zip(a.model.state_dict().values(), b.model.state_dict().values())) and a.recorder.losses == b.recorder.losses
 
 @pytest.mark.cell('Robust losses', 'GCE, SCE, bootstrapping, ELR: with SESEMI, MixUp, CutMix, bf16, gradient accumulation; the Learner keeps its own loss for everything but training')
 @pytest.mark.parametrize('name', every)

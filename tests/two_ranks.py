@@ -5,7 +5,7 @@ warnings.filterwarnings('ignore')
 import torch, torch.distributed as dist
 from fastai.vision.all import (Callback, CategoryBlock, DataBlock, GradientAccumulation, ImageBlock, Learner, RandomSplitter, Resize, SGD, accuracy, get_image_files, noop,
                                num_distrib, parent_label, rank_distrib, set_seed)
-from sesemi_fastai.all import SESEMI
+from sesemi_fastai.all import ELR, Memorisation, RobustLoss, SESEMI
 from sesemi_fastai.distributed import gathered
 from conftest import tiny_model
 
@@ -25,14 +25,15 @@ def learner(path, bn, cbs=()):
     torch.manual_seed(rank_distrib()) # the heads would differ if nobody took care
     sesemi = SESEMI(list(dls.train_ds.items), bn=bn, seed=0)
     set_seed(0)
-    return Learner(dls, tiny_model(), opt_func=SGD, metrics=accuracy, cbs=[sesemi, Look(), *cbs])
+    return Learner(dls, tiny_model(), opt_func=SGD, metrics=accuracy, cbs=[sesemi, Look(), RobustLoss(ELR()), Memorisation(), *cbs])
 
 def main(path, out, bn, accumulate):
     learn = learner(path, bn, [GradientAccumulation(8)] if accumulate else [])
     with learn.torchrun_ctx(), learn.no_bar(), learn.no_logging(): learn.fit(2, .05)
     own = dict(grads=torch.stack(learn.look.grads), model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]),
                head=torch.cat([p.detach().flatten() for p in learn.sesemi.rot_head.parameters()]),
-               files=[str(o) for o in learn.sesemi._stream.dl.dataset.items], values=[list(map(float, v)) for v in learn.recorder.values], steps=len(learn.recorder.losses))
+               targets=learn.robust_loss.loss_func_of_training.targets, as_given=[o['as_given'] for o in learn.memorisation.history],
+               files=[str(o) for o in learn.sesemi._stream.dl.dataset.items], values=[[float(o) for o in v if o is not None] for v in learn.recorder.values], steps=len(learn.recorder.losses))
     ranks = gathered(own)
     if not rank_distrib(): torch.save(ranks, out)
     dist.destroy_process_group()
