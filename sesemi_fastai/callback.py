@@ -88,7 +88,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/07_callback.ipynb #2bfab4e3
+# %% ../nbs/07_callback.ipynb #5d33d435
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -146,6 +146,7 @@ class SESEMI(TrainingColumns):
     def after_fit(self):
         if self._evaluating: return
         if self._fitting and self._stream: self._stream.close()
+        self.hide_columns()
         self._fitting = False
 
     @property

@@ -40,25 +40,25 @@ def _leave(msg, status):
     print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)
     sys.exit(status)
 
-# %% ../nbs/24_cli.ipynb #6ad2505c
+# %% ../nbs/24_cli.ipynb #f217c34e
 def _only_resume(kwargs):
     "`--resume` knows all other options"
     defaults = {k:p.default for k,p in signature(train_run).parameters.items()}
-    if given := [k for k,v in kwargs.items() if v != defaults[k]]:
+    if given := [k for k,v in kwargs.items() if v != defaults[k] and k != 'path']:
         raise InputError(f"--resume takes all options from the run it goes on with: leave out --{given[0].replace('_', '-')}")
 
 @call_parse
 @delegates(train_run, but='bar,resume')
 def sesemi_train(
-    resume:str=None, # Folder of a run that was killed or interrupted: go on with it, with its options
+    resume:str=None, # Folder of a run that was killed or interrupted: go on with it, with its options; --path if the data have moved
     no_bar:bool=False, # No progress bar, one line an epoch
     **kwargs
 ):
     "Train a classifier, with SESEMI's rotation loss or without, and print its record as one JSON line"
     with _one_line_errors():
         bar = shows_bars() and not no_bar
-        if resume: _only_resume(kwargs)
-        record = resume_run(resume, bar) if resume else train_run(bar=bar, **kwargs)
+        if resume is not None: _only_resume(kwargs)
+        record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
         if not rank_distrib(): print(json.dumps(record))
 
 # %% ../nbs/24_cli.ipynb #195ab9d4

@@ -111,7 +111,7 @@ def noisy_table(
     if named: df = df.assign(label=_named(df.label), true=_named(df.true))
     return checked_table(df, path)
 
-# %% ../nbs/16_data.ipynb #70e1c9c8
+# %% ../nbs/16_data.ipynb #e912a279
 def table_block(
     path:str|Path, # Folder that the paths of the table are relative to
     size:int=128, # Side of the square images, pixels
@@ -142,13 +142,13 @@ def table_dls(
     **kwargs # For `DataBlock.dataloaders`, such as `num_workers`
 ) -> DataLoaders:
     "`DataLoaders` over a table"
-    faults = None
+    faults,scanned = None,[*df.path, *(unlabeled := list(unlabeled))] if bad_images else None
     if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), list(unlabeled), bad_images)
     if bs < 1: raise InputError(f"bs={bs}: a batch needs at least one image")
     if (n := (~df.is_valid).sum()) < bs: raise InputError(f"{n} training images do not fill one batch of {bs}: pass a smaller bs")
     dls = table_block(path, size, min_scale).dataloaders(df, bs=bs, path=Path(path), **kwargs)
     if seed is not None: dls.train.rng = random.Random(seed)
-    dls.unlabeled,dls.table,dls.faults = list(unlabeled),df,faults
+    dls.unlabeled,dls.table,dls.faults,dls.scanned = list(unlabeled),df,faults,scanned
     return dls
 
 def _noisy_dls(urls, noise, size, path, **kwargs):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_share', 'plain_dl', 'from_first_rank', 'sum_over_ranks', 'mean_over_ranks', 'mean_gradients', 'gathered',
-           'own_gpu']
+           'own_gpu', 'leave_together']
 
 # %% ../nbs/03_distributed.ipynb #f12ace72
 import os,torch
@@ -68,7 +68,7 @@ def gathered(
     dist.all_gather_object(res, o)
     return res
 
-# %% ../nbs/03_distributed.ipynb #74351a32
+# %% ../nbs/03_distributed.ipynb #829a0120
 def _broadcast(self, t, rank):
     "`t` of process `rank`, on all"
     t = torch.tensor(t, device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
@@ -78,6 +78,12 @@ def _broadcast(self, t, rank):
 def own_gpu():
     "Each process that `torchrun` has started on a machine works on the GPU of its number there"
     if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+
+def leave_together():
+    "Wait for all processes at the end of a run, so that none is gone while another still works"
+    if _together():
+        dist.barrier()
+        dist.destroy_process_group()
 
 @patch
 @contextmanager

@@ -6,19 +6,23 @@
 __all__ = ['datasets', 'make_dls', 'unlabeled_files', 'new_record', 'resolved', 'train_run', 'comparison', 'resume_run',
            'run_missing', 'read_records']
 
-# %% ../nbs/21_experiment.ipynb #d16e89ee
-import inspect,json,shutil
-from contextlib import contextmanager
+# %% ../nbs/21_experiment.ipynb #c3c93f48
+import hashlib,inspect,json,os,shutil,sys
+from contextlib import contextmanager,suppress
+from copy import deepcopy
+from importlib.util import find_spec
 from datetime import datetime,timezone
 from pathlib import Path
 import pandas as pd
+import torch
 from fastcore.xtras import ContextManagers
-from fastai.vision.all import Learner,accuracy,default_device,num_distrib,rank_distrib,set_seed
-from .core import InputError,RunStopped,write_text
+from filelock import FileLock,Timeout
+from fastai.vision.all import Learner,accuracy,default_device,no_random,num_distrib,rank_distrib,set_seed
+from .core import InputError,RunStopped,one_line,write_text
 from .callback import SESEMI
 from .checkpoint import Checkpoint,FiniteLoss,checkpoint_files
 from .data import noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls,own_dls
-from .distributed import own_gpu
+from .distributed import leave_together,own_gpu
 from .memory import Memorisation
 from .mini import mini_dls
 from .precision import chosen_precision
@@ -98,28 +102,89 @@ def resolved(
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in _noisy else 0
     return {**config, **{k:Path(config[k]).name for k in ('path','unlabeled') if config[k]}}
 
-# %% ../nbs/21_experiment.ipynb #019a82c5
+# %% ../nbs/21_experiment.ipynb #79498871
+def _told_args(args, config):
+    "Arguments as they are kept for `--resume`: places in full, the precision that was chosen"
+    kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out') if args[k]}}
+    if args['unlabeled'] not in ('none','train','all'): kept['unlabeled'] = os.path.abspath(args['unlabeled'])
+    return {k:v for k,v in kept.items() if k not in ('resume','bar')}
+
+def _record_in(out):
+    "The record in a folder; an empty one if there is none"
+    try: o = json.loads((Path(out)/'record.json').read_text())
+    except (OSError,ValueError): return {}
+    return o if isinstance(o, dict) else {}
+
+def _claim(out, args, config):
+    "The folder of the checkpoints of `out`, with the arguments in it; `InputError` if another run is there"
+    ckpts,old = Path(out)/'checkpoints',_record_in(out)
+    if not args['resume']:
+        if old.get('status') == 'done' and old.get('config') and resolved({**_before, **old['config']}) != config:
+            raise InputError(f"{out} holds a finished run with other settings: choose another --out")
+        if checkpoint_files(ckpts) and _arguments(out) and old.get('status') != 'diverged':
+            raise InputError(f"{out} holds a run that is not finished: go on with sesemi-train --resume {out}, or choose another --out")
+        _clear(out)
+    if not rank_distrib(): write_text(ckpts/'args.json', json.dumps(_told_args(args, config)))
+    return ckpts
+
+def _clear(out):
+    "Take the checkpoints away; what a kill in the middle leaves is no checkpoint any more"
+    ckpts,gone = Path(out)/'checkpoints',Path(out)/'.checkpoints-gone'
+    if rank_distrib(): return
+    shutil.rmtree(gone, ignore_errors=True)
+    if ckpts.exists():
+        ckpts.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+@contextmanager
+def _alone(out):
+    "Only one run at a time in `out`"
+    if not out or rank_distrib():
+        yield
+        return
+    Path(out).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(Path(out)/'.lock', timeout=0): yield
+    except Timeout: raise InputError(f"another process is training in {out}") from None
+
+_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), rampup=(0,1e6), workers=(0,1000), unlabeled_bs=(1,10**6))
+
 def _check(config, path, export, weights, out):
     "Mistakes that can be told at once"
     choose(schedules, config['sched'], 'schedule')
     choose(losses, config['robust'], 'loss')
-    if config['epochs'] < 1: raise InputError(f"epochs={config['epochs']}: at least one is needed")
-    if config['lr'] <= 0: raise InputError(f"lr={config['lr']}: the learning rate must be positive")
-    if config['workers'] is not None and config['workers'] < 0: raise InputError(f"workers={config['workers']}: 0 or more loader processes")
+    for k,(low,high) in _ranges.items():
+        if config[k] is not None and not low <= config[k] <= high: raise InputError(f"{k}={config[k]}: give a number from {low:g} to {high:g}")
     if config['bad_images'] not in ('stop','skip'): raise InputError(f"bad_images {config['bad_images']!r} is unknown: choose stop or skip")
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
+    if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 
-def _claim(out, args):
-    "The folder of the checkpoints of `out`, with the arguments in it"
-    ckpts = Path(out)/'checkpoints'
-    if not args['resume'] and checkpoint_files(ckpts):
-        raise InputError(f"{out} holds a run that is not finished: go on with sesemi-train --resume {out}, or choose another --out")
-    kept = {**args, **{k:str(Path(args[k]).absolute()) for k in ('path','out') if args[k]}}
-    if args['unlabeled'] not in ('none','train','all'): kept['unlabeled'] = str(Path(args['unlabeled']).absolute())
-    if not rank_distrib(): write_text(ckpts/'args.json', json.dumps({k:v for k,v in kept.items() if k not in ('resume','bar')}))
-    return ckpts
+def _to_rotate(dls, files, bad_images):
+    "Those of `files` that can be read and lie upright; `dls.faults` gets what is found in files that were not looked at yet"
+    looked_at = {str(Path(dls.path)/o) for o in dls.scanned} if dls.scanned is not None else set()
+    if new := [o for o in files if os.path.abspath(o) not in {os.path.abspath(k) for k in looked_at}]:
+        found = scan_images(new)
+        usable(found, bad_images)
+        dls.faults = pd.concat([dls.faults, found], ignore_index=True)
+    not_rotated = {os.path.abspath(o) for o in usable(dls.faults, bad_images, tell=False)[1]}
+    return [o for o in files if os.path.abspath(o) not in not_rotated]
+
+def _fits(model, arch, size):
+    "The network, if it can take images of that size"
+    state = deepcopy(model.state_dict())
+    try:
+        with no_random(0, reproducible=False), torch.no_grad(): out = model.train()(torch.zeros(2, 3, size, size))
+    except (RuntimeError,ValueError,AssertionError) as e: raise InputError(f"network {arch} cannot take images of {size} pixels: {one_line(e)[:120]}") from e
+    if not torch.is_tensor(out): raise InputError(f"network {arch} gives more than class scores while it trains: choose another")
+    model.load_state_dict(state)
+    return model
+
+def _digest(dls, files):
+    "A number for the table and the unlabeled files, so that a run goes on with the same data only"
+    rows = dls.table[[o for o in ('path','label','is_valid') if o in dls.table]].to_csv(index=False) + '\n'.join(os.path.basename(o) for o in files)
+    return hashlib.sha256(rows.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
 
 def _robust_loss(name): return RobustLoss(losses[name]()) if losses[name] else None
 
@@ -130,34 +195,33 @@ def _set_up(path, config, files_of, out):
     dls = make_dls(config['dataset'], path, config['noise'], size=config['size'], bs=config['bs'], seed=seed, num_workers=config['workers'],
                    bad_images=config['bad_images'])
     files = unlabeled_files(dls, files_of)
-    if from_folder := files and files_of not in ('train','all'): dls.faults = pd.concat([dls.faults, scan_images(files)])
-    _,not_rotated = usable(dls.faults, config['bad_images'], tell=from_folder)
-    files = [o for o in files if str(o) not in not_rotated]
+    files = _to_rotate(dls, files, config['bad_images'])
     sesemi = SESEMI(files, bs=config['unlabeled_bs'], **{k:config[k] for k in ('weight','rampup','bn','features','seed')}) if files else None
     set_seed(seed, reproducible=True)
-    learn = Learner(dls, make_model(config['arch'], dls.c), opt_func=recipe.opt_func, wd=recipe.wd, wd_bn_bias=recipe.wd_bn_bias, metrics=accuracy,
+    learn = Learner(dls, _fits(make_model(config['arch'], dls.c), config['arch'], config['size']), opt_func=recipe.opt_func, wd=recipe.wd, wd_bn_bias=recipe.wd_bn_bias, metrics=accuracy,
                     cbs=[o for o in (sesemi, _robust_loss(config['robust']), Memorisation()) if o], path=out or '.')
+    learn.digest = _digest(dls, files)
     return learn.to_precision(config['precision']),{**new_record(config, dls, files), 'image_faults':dls.faults.kind.value_counts().to_dict()}
 
-def _leave_results(learn, export, weights, ckpts):
+def _leave_results(learn, export, weights, out):
     "Write what was asked for; then the checkpoints have done their work"
     if export: learn.export('export.pkl')
     if weights: write_weights(learn, learn.path/f'model.{weights}')
-    shutil.rmtree(ckpts)
+    _clear(out)
 
 @contextmanager
 def _ends_well(learn, keep):
-    "Note an interruption in the record, and name a file that could not be read after all"
+    "Note in the record how training ended, and name a file that could not be read after all"
     try: yield
-    except KeyboardInterrupt:
-        keep.save(status='interrupted')
-        raise
-    except (OSError,SyntaxError) as e:
+    except BaseException as e:
+        status = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'diverged' if isinstance(e, RunStopped) else 'failed'
+        with suppress(OSError): keep.save(status=status)
+        if not isinstance(e, (OSError,SyntaxError)) or getattr(e, 'errno', None): raise
         bad = scan_images([Path(learn.dls.path)/o for o in learn.dls.table.path]).query('kind == "bad"')
         if len(bad): raise RunStopped(f"{bad.path.iloc[0]} has changed since training began: {bad.reason.iloc[0]}") from e
         raise
 
-# %% ../nbs/21_experiment.ipynb #b8354bb5
+# %% ../nbs/21_experiment.ipynb #f4f59d73
 def train_run(
     dataset:str='nette', # nette, woof, wang, mini, or own (your images below --path)
     path:str=None, # Data folder, or the CSV file of your own table; fetched or made if not given
@@ -191,16 +255,22 @@ def train_run(
     own_gpu()
     config = resolved({k:v for k,v in args.items() if k not in _not_config})
     _check(config, path, export, export_weights, out)
-    ckpts = out and _claim(out, args)
-    learn,record = _set_up(path, config, files_of=unlabeled, out=out)
+    with _alone(out): return _train(args, config)
+
+def _train(args, config):
+    "A run whose arguments are in order and whose folder is free"
+    out,bar = args['out'],args['bar']
+    ckpts = out and _claim(out, args, config)
+    learn,record = _set_up(args['path'], config, files_of=args['unlabeled'], out=out)
     keep = Record(record, out and Path(out)/'record.json', tell=not bar)
-    cbs = [keep, FiniteLoss()] + ([Checkpoint(ckpts, resume, config=config)] if out else [])
+    cbs = [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest})] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
-        with _ends_well(learn, keep): choose(schedules, sched, 'schedule')(learn, epochs, config['lr'], cbs=cbs)
-    if out and not rank_distrib(): _leave_results(learn, export, export_weights, ckpts)
+        with _ends_well(learn, keep): schedules[config['sched']](learn, config['epochs'], config['lr'], cbs=cbs)
+    if out and not rank_distrib(): _leave_results(learn, args['export'], args['export_weights'], out)
+    leave_together()
     return keep.record
 
-# %% ../nbs/21_experiment.ipynb #d03910ff
+# %% ../nbs/21_experiment.ipynb #b7cc818a
 def comparison(
     epochs:int, # Labelled passes of SESEMI
     seeds, # Seeds; each gives one run of each kind
@@ -220,24 +290,29 @@ def _is_done(fname, config):
 
 def _arguments(out):
     "The arguments that an unfinished run in `out` was started with; None if there is none"
-    try: return json.loads((Path(out)/'checkpoints/args.json').read_text())
+    try: args = json.loads((Path(out)/'checkpoints/args.json').read_text())
     except (OSError,ValueError): return None
+    return args if isinstance(args, dict) and set(args) <= set(inspect.signature(train_run).parameters) else None
 
 def _was_begun(out, config):
     "Whether the unfinished run in `out` is one of `config`; what is left of another is cleared away"
     args = _arguments(out)
     same = args is not None and resolved({k:v for k,v in args.items() if k not in _not_config}) == resolved(config)
-    if not same: shutil.rmtree(Path(out)/'checkpoints', ignore_errors=True)
+    if not same: _clear(out)
     return same
 
 def resume_run(
     out:str|Path, # Folder of the run
+    path:str|None=None, # Where the data are now, if they have moved
     bar:bool=True # Show progress
 ) -> dict: # The record
     "Go on with the run in `out`; one that is done stays as it is"
-    if (args := _arguments(out)) is not None: return train_run(**{**args, 'out':str(out)}, resume=True, bar=bar)
-    try: record = json.loads((Path(out)/'record.json').read_text())
-    except (OSError,ValueError): raise InputError(f"{out} holds no run to go on with") from None
+    record = _record_in(out)
+    if (args := _arguments(out)) is not None:
+        if path: args['path'] = str(path)
+        if args['path'] and not Path(args['path']).exists(): raise InputError(f"the data are not at {args['path']} any more: say where with --path")
+        return train_run(**{**args, 'out':str(out)}, resume=True, bar=bar)
+    if not record: raise InputError(f"{out} holds no run to go on with")
     if record.get('status') != 'done': raise InputError(f"the run in {out} is {record.get('status')}, and its checkpoints are gone: start it again")
     return record
 
@@ -247,11 +322,14 @@ def run_missing(
     **kwargs # For `train_run`
 ):
     "Train those of `runs` that have no finished record in `out`; go on with those that were begun"
+    stopped = []
     for i,(name,config) in enumerate(runs.items(), 1):
         folder = Path(out)/name
         if _is_done(folder/'record.json', config): continue
         print(f'{i}/{len(runs)} {name}', flush=True)
-        train_run(**config, out=str(folder), resume=_was_begun(folder, config), **kwargs)
+        try: train_run(**config, out=str(folder), resume=_was_begun(folder, config), **kwargs)
+        except RunStopped as e: stopped.append(f'{name}: {one_line(e)}'); print(stopped[-1], file=sys.stderr)
+    if stopped: raise RunStopped(f"{len(stopped)} of {len(runs)} runs ended early, the first is {stopped[0]}")
 
 def read_records(
     out:str|Path # Folder with record.json files at any depth

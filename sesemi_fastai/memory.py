@@ -14,7 +14,7 @@ from .core import InputError
 from .distributed import sum_over_ranks
 from .items import ItemIndex
 
-# %% ../nbs/10_memory.ipynb #86ab3712
+# %% ../nbs/10_memory.ipynb #f62a8137
 def true_labels(
     dls, # DataLoaders of a builder of this package
     true=None # Class name of each training item; the column `true` of `dls.table` if None
@@ -69,6 +69,10 @@ class Memorisation(ItemIndex, TrainingColumns):
         self.history.append(row)
         self.fill_columns(row)
         self.counts = None
+
+    def after_fit(self):
+        if self.learn.lock.locked(): return
+        self.hide_columns()
 
     def state_dict(self) -> dict:
         "The figures of the epochs so far"

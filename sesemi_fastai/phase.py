@@ -5,21 +5,34 @@
 # %% auto #0
 __all__ = ['around_next_phase', 'StaysHome']
 
-# %% ../nbs/05_phase.ipynb #40b4bc65
+# %% ../nbs/05_phase.ipynb #721ac6cd
+import sys
 from contextlib import nullcontext
 from copy import copy,deepcopy
 from inspect import signature
 from functools import partial
 from fastai.learner import Callback,Learner
 
-# %% ../nbs/05_phase.ipynb #563b8a5d
+# %% ../nbs/05_phase.ipynb #295d2cbd
+def _in_fit(learn):
+    "Whether a fit of `learn` is under way; the Learner itself does not know, and after an error nothing tells it that the fit has ended"
+    frame = sys._getframe()
+    while frame and not (frame.f_code is Learner._do_fit.__code__ and frame.f_locals.get('self') is learn): frame = frame.f_back
+    return frame is not None
+
+def _waiting(learn):
+    "What waits for the next phase of `learn` already; a copied Learner has fastai's own method in its place"
+    now = learn.__dict__.get('_with_events')
+    return None if isinstance(now, partial) else now
+
 class _Around:
     "Stands in for `learn._with_events` until the next phase; copies and pickles as what it stands for"
-    def __init__(self, learn, context, phases): self.learn,self.context,self.phases,self.before = learn,context,phases,learn.__dict__.get('_with_events')
+    def __init__(self, learn, context, phases): self.learn,self.context,self.phases,self.before = learn,context,phases,_waiting(learn)
 
     def __call__(self, f, event_type, *args):
         learn = self.learn
-        if event_type not in self.phases and learn.lock.locked(): return type(learn)._with_events(learn, f, event_type, *args) # an evaluation before the phase
+        if event_type not in self.phases and learn.lock.locked() and _in_fit(learn): # an evaluation before the phase
+            return type(learn)._with_events(learn, f, event_type, *args)
         if self.before is None: del learn._with_events
         else: learn._with_events = self.before
         with self.context() if event_type in self.phases else nullcontext(): learn._with_events(f, event_type, *args)

@@ -36,14 +36,13 @@ def chosen_precision(
     if precision == 'fp16' and torch.device(device).type != 'cuda': raise InputError("precision fp16 needs a CUDA device: choose bf16 or fp32")
     return precision
 
-# %% ../nbs/11_precision.ipynb #2b5be8c6
+# %% ../nbs/11_precision.ipynb #7c1828cb
 class CPUAutocast(StaysHome, MixedPrecision):
     "bf16 mixed precision on a CPU"
     def __init__(self): super().__init__('bf16'); self._entered = None
     def before_fit(self): pass
     def before_epoch(self): around_next_phase(self.learn, self._inside)
     def after_train(self): around_next_phase(self.learn, self._inside)
-    def after_epoch(self): self.learn.__dict__.pop('_with_events', None) # no validation came after training
 
     @contextmanager
     def _inside(self):

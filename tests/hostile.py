@@ -33,7 +33,8 @@ bad_images = {
     'large.png': (bytes_of('PNG', Image.new('1', (9600,9600))), 'odd', 'slow to read')}
 good_images = {'plain.jpg': jpg, 'plain.png': png, 'plain.webp': webp, 'plain.gif': gif, 'grey.jpg': bytes_of('JPEG', picture.convert('L')), 'cmyk.jpg': bytes_of('JPEG', picture.convert('CMYK')),
     'palette.png': bytes_of('PNG', picture.convert('P')), 'alpha.png': bytes_of('PNG', picture.convert('RGBA')), 'grey_alpha.png': bytes_of('PNG', picture.convert('LA')),
-    'one_bit.png': bytes_of('PNG', picture.convert('1')), 'progressive.jpg': bytes_of('JPEG', progressive=True), 'upright.jpg': bytes_of('JPEG', exif=exif(1))}
+    'one_bit.png': bytes_of('PNG', picture.convert('1')), 'progressive.jpg': bytes_of('JPEG', progressive=True), 'upright.jpg': bytes_of('JPEG', exif=exif(1)), 'undefined_turn.jpg': bytes_of('JPEG', exif=exif(0)),
+    'two_in_one.jpg': bytes_of('MPO', save_all=True, append_images=[other])}
 
 def write_bad_images(folder):
     "All of them, and those that are no plain files"

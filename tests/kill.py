@@ -32,7 +32,9 @@ def kill_at(pid, out, delay, while_writing):
     "SIGKILL after `delay` seconds, or from then on at the next moment in which a checkpoint is being written; False if the run was quicker"
     began = time.time()
     while time.time()-began < delay or (while_writing and not is_writing(out)):
-        if ended(pid) is not None: return False
+        if (status := ended(pid)) is not None:
+            assert status == 0, 'a run that went on has failed'
+            return False
         time.sleep(.0005 if while_writing else .002)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -1,5 +1,5 @@
 "The commands as a user types them"
-import contextlib, inspect, io, json, os, signal, subprocess, sys, time
+import contextlib, inspect, io, json, os, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -74,13 +74,14 @@ def test_same_seed_same_record(mini, tmp_path):
     (['--arch','resnet19'], "'resnet19'"), (['--opt','lion'], 'choose one of sgd, adam, ranger'), (['--sched','step'], 'choose one of one_cycle'),
     (['--dataset','cifar'], 'choose one of nette'), (['--dataset','wang','--noise','5'], 'no published noisy labels'),
     (['--unlabeled','/no/such/folder'], 'choose none, train, all'), (['--unlabeled','EMPTY'], 'no images below'),
-    (['--bs','1000'], 'do not fill one batch'), (['--epochs','0'], 'at least one'), (['--weight','-1'], 'must not be negative'),
-    (['--bn','both'], "choose 'separate' or 'joint'"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'must be positive'), (['--workers','-1'], '0 or more'), (['--features','nowhere'], "no module 'nowhere'"),
+    (['--bs','1000'], 'do not fill one batch'), (['--epochs','0'], 'from 1 to'), (['--weight','-1'], 'from 0 to'), (['--weight','nan'], 'from 0 to'), (['--lr','nan'], 'give a number'), (['--seed','99999999999999'], 'from 0 to'), (['--arch','alexnet'], 'cannot take images of 32 pixels'), (['--arch','googlenet','--size','64'], 'more than class scores'), (['--export-weights','onnx','--out','OUT'], 'choose pth or safetensors'), (['--path','ZIP','--dataset','own'], 'not a CSV file'),
+    (['--bn','both'], "choose 'separate' or 'joint'"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'give a number'), (['--workers','-1'], 'from 0 to'), (['--features','nowhere'], "no module 'nowhere'"),
     (['--dataset','own','--path','CSV'], "no column 'label'"), (['--lr','fast'], 'invalid float value')], ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_wrong_input_is_one_line_and_status_2(mini, tmp_path, args, words):
     (tmp_path/'empty').mkdir()
     (tmp_path/'t.csv').write_text('path,class\na.png,x\n')
-    args = [{'EMPTY':tmp_path/'empty', 'CSV':tmp_path/'t.csv'}.get(o, o) for o in args]
+    with zipfile.ZipFile(tmp_path/'photos.zip', 'w') as z: z.writestr('a', 'x'); z.writestr('b', 'y')
+    args = [{'EMPTY':tmp_path/'empty', 'CSV':tmp_path/'t.csv', 'ZIP':tmp_path/'photos.zip', 'OUT':tmp_path/'o'}.get(o, o) for o in args]
     res = run('sesemi-train', '--path', mini, *small, *args)
     assert res.returncode == 2 and words in res.stderr and 'Traceback' not in res.stderr
     if 'usage:' not in res.stderr: assert len(res.stderr.strip().splitlines()) == 1 and res.stderr.startswith('sesemi-train: ')

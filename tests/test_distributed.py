@@ -2,7 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest, torch
-from fastai.vision.all import get_image_files
+from fastai.vision.all import load_learner
 from sesemi_fastai.mini import make_mini
 from test_cli import BIN, small
 
@@ -25,6 +25,27 @@ def test_two_processes_train_as_one(image_folder, tmp_path, bn, accumulate):
     assert a['steps'] == 2*6 # 48 images in steps of 2x4
     assert a['grads'].shape[0] == 2*(3 if accumulate else 6)
 
+@pytest.mark.cell('Distributed', 'the gradient of the rotation head is that of one process on both shares')
+def test_gradient_is_that_of_both_shares(image_folder, tmp_path):
+    "Each process's own gradient before averaging, from the record of both, averages to the one that both step with"
+    res = torchrun(here/'two_ranks.py', image_folder, tmp_path/'out.pt', 'separate', 0)
+    assert res.returncode == 0, res.stderr[-3000:]
+    a,b = torch.load(tmp_path/'out.pt', weights_only=True)
+    assert not torch.equal(a['own_head'], b['own_head'])
+    torch.testing.assert_close((a['own_head']+b['own_head'])/2, a['head_grads'], atol=1e-7, rtol=1e-5)
+
+@pytest.mark.cell('Resume', 'under torchrun: two processes go on as two')
+def test_resume_under_torchrun(tmp_path):
+    mini,args = make_mini(tmp_path/'mini', 120, 20),['--no-python', BIN/'sesemi-train']
+    options = ['--path', mini, '--epochs', 3, '--export', *small]
+    assert torchrun(*args, *options, '--out', tmp_path/'whole').returncode == 0
+    res = torchrun(here/'stops_early.py', *options, '--out', tmp_path/'y')
+    assert res.returncode != 0 and (tmp_path/'y/checkpoints').exists()
+    res = torchrun(*args, '--resume', tmp_path/'y')
+    assert res.returncode == 0, res.stderr[-3000:]
+    a,b = (load_learner(tmp_path/o/'export.pkl').model.state_dict() for o in ('whole','y'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
 @pytest.mark.cell('Distributed', 'sesemi-train under torchrun: one record that counts the images of all processes')
 def test_command_under_torchrun(tmp_path):
     mini = make_mini(tmp_path/'mini', 120, 20)
@@ -37,7 +58,7 @@ def test_command_under_torchrun(tmp_path):
     assert record['images'] == 2*2*3*(16+16) and record['labelled_passes'] == 2*2*3*16/120 # two epochs, two processes, three full batches of their 60 images
     assert (tmp_path/'x/export.pkl').exists() and not (tmp_path/'x/checkpoints').exists()
 
-@pytest.mark.cell('Distributed', 'a mistake under torchrun is one line, too')
+@pytest.mark.cell('Distributed', 'a mistake under torchrun is told in our line')
 def test_mistake_under_torchrun():
     res = torchrun('--no-python', BIN/'sesemi-train', '--dataset', 'mini', *small)
     assert 'several processes need --path' in res.stderr

@@ -94,6 +94,24 @@ def test_scan_command(tmp_path):
     assert run('sesemi-data', 'scan', '--path', tmp_path/'p'/'a'/'4.jpg').returncode == 2
     assert run('sesemi-data', 'scan', '--path', photos(tmp_path/'q', 2)).stdout.strip() == '4 images: no fault'
 
+@pytest.mark.cell('Bad images', 'folders that link to each other in a loop: each is read once')
+def test_loops_of_folders(tmp_path):
+    path = photos(tmp_path/'p', 2)
+    for o in ('one','two','a/three'): (path/o).symlink_to(path)
+    assert run('sesemi-data', 'scan', '--path', path).stdout.strip() == '4 images: no fault'
+
+def test_a_scan_leaves_warnings_alone(tmp_path):
+    import warnings
+    files = list(photos(tmp_path/'p', 40).rglob('*.jpg'))
+    for _ in range(3): scan_images(files, n_workers=4)
+    with pytest.warns(UserWarning, match='hello'): warnings.warn('hello')
+
+def test_a_fault_is_counted_once(tmp_path):
+    path = photos(tmp_path/'p')
+    (path/'a/0.jpg').write_bytes(b'')
+    res = run('sesemi-train', '--path', path, '--unlabeled', path/'a', '--bad-images', 'skip', *own)
+    assert res.returncode == 0 and last(res)['image_faults'] == {'bad':1} and res.stderr.count('empty file') == 1 and last(res)['unlabeled_images'] == 19
+
 # -- tables
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return make_folder(tmp_path_factory.mktemp('tables')/'images')

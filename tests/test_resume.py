@@ -2,7 +2,7 @@
 import json, os, random, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, MixUp, OptimWrapper, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, ranger, resnet18, vision_learner)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
@@ -200,3 +200,64 @@ def test_finite_loss_leaves_lr_find_alone(make_learn):
     before = {k:v.clone() for k,v in learn.model.state_dict().items()}
     with learn.no_bar(): learn.lr_find(show_plot=False, end_lr=1e30, num_it=30, stop_div=False)
     assert all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
+
+def test_one_run_at_a_time(mini, tmp_path):
+    from filelock import FileLock
+    (tmp_path/'x').mkdir()
+    with FileLock(tmp_path/'x/.lock'):
+        res = run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'x', *small)
+    assert res.returncode == 2 and 'another process is training' in res.stderr
+    assert run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'x', *small).returncode == 0
+    res = run('sesemi-train', '--path', mini, '--epochs', 1, '--seed', 5, '--out', tmp_path/'x', *small)
+    assert res.returncode == 2 and 'holds a finished run with other settings' in res.stderr
+
+@pytest.mark.cell('Resume', 'other data under the same name are refused; data that have moved are found with --path')
+def test_other_data_and_moved_data(mini, tmp_path, monkeypatch):
+    shutil.copytree(mini, tmp_path/'data')
+    interrupted(tmp_path/'data', tmp_path/'x', monkeypatch)
+    (tmp_path/'data').rename(tmp_path/'moved')
+    res = run('sesemi-train', '--resume', tmp_path/'x')
+    assert res.returncode == 2 and 'say where with --path' in res.stderr and not (tmp_path/'data').exists()
+    df = pd.read_csv(tmp_path/'moved/noisy_mini.csv')
+    df[5:].to_csv(tmp_path/'moved/noisy_mini.csv', index=False)
+    res = run('sesemi-train', '--resume', tmp_path/'x', '--path', tmp_path/'moved')
+    assert res.returncode == 2 and 'other settings: ' in res.stderr and 'data ' in res.stderr and 'path ' not in res.stderr.split('other settings: ')[-1]
+    df.to_csv(tmp_path/'moved/noisy_mini.csv', index=False)
+    res = run('sesemi-train', '--resume', tmp_path/'x', '--path', tmp_path/'moved')
+    assert res.returncode == 0, res.stderr
+
+def test_kill_between_the_last_checkpoint_and_the_export(mini, tmp_path, monkeypatch):
+    import sesemi_fastai.experiment as exp
+    def killed(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as mp:
+        mp.setattr(exp, '_leave_results', killed)
+        assert run('sesemi-train', '--path', mini, '--epochs', 2, '--export', '--precision', 'fp32', '--out', tmp_path/'x', *small).returncode == 130
+    assert run('sesemi-train', '--resume', tmp_path/'x').returncode == 0
+    assert b'sesemi_fastai' not in (tmp_path/'x/export.pkl').read_bytes()
+
+@pytest.mark.parametrize('content', ['[]','"x"','5','{"option_of_tomorrow": 1}','{'])
+def test_spoiled_notes(mini, tmp_path, content):
+    (tmp_path/'x/checkpoints').mkdir(parents=True)
+    for f in ('checkpoints/args.json','record.json'): (tmp_path/'x'/f).write_text(content)
+    res = run('sesemi-train', '--resume', tmp_path/'x')
+    assert res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1
+    assert run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'x', *small).returncode == 0
+
+@pytest.mark.cell('Keeping', 'a disk that is full: one line, and the record says that the run failed')
+def test_full_disk(mini, tmp_path, monkeypatch):
+    import sesemi_fastai.checkpoint as ck
+    def full(*args): raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')
+    monkeypatch.setattr(ck.torch, 'save', full)
+    res = run('sesemi-train', '--path', mini, '--epochs', 2, '--out', tmp_path/'x', *small)
+    assert res.returncode == 2 and 'maybe the disk is full' in res.stderr and len(res.stderr.strip().splitlines()) == 1
+    assert json.loads((tmp_path/'x/record.json').read_text())['status'] == 'failed' and not list((tmp_path/'x/checkpoints').glob('.fit*'))
+
+def test_diverged_runs(mini, tmp_path, monkeypatch):
+    import sesemi_fastai.callback as cb
+    def broken(pred, turns): return pred.sum()*float('nan')
+    with monkeypatch.context() as mp:
+        mp.setattr(cb, 'rotation_loss', broken)
+        res = run('sesemi-compare', tmp_path/'c', '--path', mini, '--seeds', 0, '--epochs', 1, *small)
+        assert res.returncode == 1 and '1 of 3 runs ended early' in res.stderr
+        assert {f.parent.name.split('-')[0]:json.loads(f.read_text())['status'] for f in (tmp_path/'c').rglob('record.json')} == dict(plain='done', sesemi='diverged', plain_compute='done')
+    assert run('sesemi-train', '--path', mini, '--epochs', 1, '--lr', .001, '--out', tmp_path/'c/sesemi-1ep-seed0', *small).returncode == 0

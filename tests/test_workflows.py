@@ -7,7 +7,8 @@ from torch import nn
 from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageBlock,
                                LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy, get_image_files, parent_label)
 from sesemi_fastai.callback import SESEMI
-from sesemi_fastai.precision import CPUAutocast
+from sesemi_fastai.memory import Memorisation
+from sesemi_fastai.robust import ELR, RobustLoss
 from sesemi_fastai.recipe import make_model
 from sesemi_fastai.weights import export_weights
 from conftest import tiny_model
@@ -55,6 +56,7 @@ def test_bf16_on_a_cpu(make_learn, bn, monkeypatch):
     assert traces(learn) == CLEAN
     learn.export('e.pkl')
     assert b'sesemi_fastai' not in (learn.path/'e.pkl').read_bytes()
+    assert traces(fit(copy.deepcopy(learn))) == CLEAN
     n = len(learn.cbs)
     assert not any(isinstance(cb, MixedPrecision) for cb in learn.to_precision('fp32').cbs) and len(learn.cbs) == n-2
 
@@ -138,17 +140,21 @@ def test_lr_find_between_fits(make_learn):
     learn.sesemi._stream.batch() # in the middle of a pass
     def now():
         o = learn.sesemi.state_dict()
-        return states(learn.model),states(learn.sesemi.rot_head),o['stream']['drawn'],o['stream']['now']['random_state'],o['n_images']
-    before,opt = now(),copy.deepcopy(learn.opt.state_dict())
+        return dict(model=states(learn.model), head=states(learn.sesemi.rot_head), drawn=o['stream']['drawn'], random=o['stream']['now']['random_state'],
+                    images=o['n_images'], labelled=learn.dls.train.rng.getstate(), opt=copy.deepcopy(learn.opt.state_dict()))
+    before = now()
     with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
     after = now()
-    assert same(before[0], after[0]) and same(before[1], after[1]) and before[2:] == after[2:]
-    assert len(opt['state']) == len(learn.opt.state_dict()['state'])
+    assert same(before['model'], after['model']) and same(before['head'], after['head'])
+    assert all(before[k] == after[k] for k in ('drawn','random','images'))
+    plain = fit(make_learn(opt_func=SGD))
+    with plain.no_bar(): plain.lr_find(show_plot=False, num_it=5)
+    assert str(plain.opt.state_dict()['hypers']) == str(after['opt']['hypers']) and len(plain.opt.state_dict()['state']) == len(after['opt']['state'])
 
 # -- evaluation
 @pytest.mark.cell('Evaluation', 'tta, show_results, ClassificationInterpretation: bit-identical with and without the callback')
 def test_tta_and_interpretation(make_learn):
-    plain,sesemi = make_learn(),make_learn(cbs=SESEMI())
+    plain,sesemi = make_learn(),make_learn(cbs=[SESEMI(), RobustLoss(ELR()), Memorisation()])
     fit(sesemi)
     plain.model.load_state_dict(sesemi.model.state_dict())
     res = []
@@ -212,3 +218,43 @@ def test_wandb_offline(make_learn, tmp_path, monkeypatch):
     wb.finish()
     assert summary['rot_loss'] == pytest.approx(learn.recorder.values[-1][-3], rel=1e-5) and summary['rot_weight'] == 1
     assert list(tmp_path.glob('wandb/offline-run-*')) and traces(learn) == CLEAN
+
+@pytest.mark.cell('Interruption', 'an error before training begins leaves nothing that an export or a copy would take along')
+def test_export_after_an_error_before_training(make_learn, tmp_path):
+    class Late(Callback):
+        order = 80
+        def before_epoch(self): raise RuntimeError('early')
+    learn = make_learn(cbs=[SESEMI(), Late()]).to_precision('bf16')
+    with pytest.raises(RuntimeError): fit(learn)
+    learn.remove_cb(Late)
+    learn.export('e.pkl')
+    assert b'sesemi_fastai' not in (tmp_path/'e.pkl').read_bytes()
+    assert traces(fit(copy.deepcopy(learn))) == CLEAN and traces(fit(learn)) == CLEAN
+
+@pytest.mark.cell('Evaluation', 'validate from another callback before the epoch begins')
+def test_validation_before_an_epoch(make_learn):
+    class Peek(Callback):
+        order = 90
+        def before_epoch(self):
+            if not self.lock.locked(): self.learn.validate()
+    learn = fit(make_learn(cbs=[SESEMI(), Peek()]), 2)
+    assert learn.sesemi.n_images == 2*len(learn.dls.train)*8 and traces(learn) == CLEAN
+
+class Mortal(torch.utils.data.Dataset):
+    def __init__(self, kill): self.kill = kill
+    def __len__(self): return 40
+    def __getitem__(self, i):
+        if i == self.kill: os._exit(1)
+        return torch.zeros(3,32,32),torch.tensor(i%3)
+
+@pytest.mark.cell('Interruption', 'a worker of the labelled loader that dies')
+@pytest.mark.filterwarnings('ignore')
+def test_a_dead_worker_of_the_labelled_loader(make_learn, make_dls):
+    from fastai.vision.all import DataLoader, DataLoaders, CrossEntropyLossFlat
+    dls = DataLoaders(*(DataLoader(Mortal(kill), bs=8, shuffle=False, num_workers=1, drop_last=True) for kill in (20,None)))
+    stream = torch.utils.data.DataLoader(Mortal(None), batch_size=2)
+    learn = make_learn(dls=dls, cbs=SESEMI(stream), loss_func=CrossEntropyLossFlat())
+    with pytest.raises(RuntimeError, match='worker'): fit(learn)
+    assert traces(learn)[:3] == (0,0,False)
+    learn.dls = DataLoaders(dls.valid, dls.valid)
+    assert traces(fit(learn)) == CLEAN

@@ -9,13 +9,19 @@ from sesemi_fastai.all import ELR, Memorisation, RobustLoss, SESEMI
 from sesemi_fastai.distributed import gathered
 from conftest import tiny_model
 
+class Own(Callback):
+    "The rotation head's gradient of this process alone: before SESEMI averages it"
+    order = SESEMI.order-1
+    def after_backward(self): self.look.own.append(torch.cat([p.grad.flatten() for p in self.sesemi.rot_head.parameters()]).clone())
+
 class Look(Callback):
     "Gradients of all parameters before each step, and the unlabeled images"
     order = 80
-    def before_fit(self): self.grads,self.heads = [],[]
+    def before_fit(self): self.grads,self.heads,self.own = [],[],[]
     def before_step(self):
         ps = [*self.model.parameters(), *self.sesemi.rot_head.parameters()]
         self.grads.append(torch.cat([p.grad.flatten() for p in ps]).clone())
+        self.heads.append(self.grads[-1][-sum(p.numel() for p in self.sesemi.rot_head.parameters()):])
 
 def learner(path, bn, cbs=()):
     set_seed(0)
@@ -25,12 +31,12 @@ def learner(path, bn, cbs=()):
     torch.manual_seed(rank_distrib()) # the heads would differ if nobody took care
     sesemi = SESEMI(list(dls.train_ds.items), bn=bn, seed=0)
     set_seed(0)
-    return Learner(dls, tiny_model(), opt_func=SGD, metrics=accuracy, cbs=[sesemi, Look(), RobustLoss(ELR()), Memorisation(), *cbs])
+    return Learner(dls, tiny_model(), opt_func=SGD, metrics=accuracy, cbs=[sesemi, Own(), Look(), RobustLoss(ELR()), Memorisation(), *cbs])
 
 def main(path, out, bn, accumulate):
     learn = learner(path, bn, [GradientAccumulation(8)] if accumulate else [])
     with learn.torchrun_ctx(), learn.no_bar(), learn.no_logging(): learn.fit(2, .05)
-    own = dict(grads=torch.stack(learn.look.grads), model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]),
+    own = dict(own_head=torch.stack(learn.look.own), head_grads=torch.stack(learn.look.heads) if not accumulate else None, grads=torch.stack(learn.look.grads), model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]),
                head=torch.cat([p.detach().flatten() for p in learn.sesemi.rot_head.parameters()]),
                targets=learn.robust_loss.loss_func_of_training.targets, as_given=[o['as_given'] for o in learn.memorisation.history],
                files=[str(o) for o in learn.sesemi._stream.dl.dataset.items], values=[[float(o) for o in v if o is not None] for v in learn.recorder.values], steps=len(learn.recorder.losses))
