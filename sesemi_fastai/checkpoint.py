@@ -83,7 +83,7 @@ def latest_checkpoint(
         except InputError as e: reason = str(e); print(f'not used: {reason}', file=sys.stderr)
     if files: raise InputError(f"no checkpoint in {folder} can be used: {reason}")
 
-# %% ../nbs/12_checkpoint.ipynb #ce099516
+# %% ../nbs/12_checkpoint.ipynb #6b4234ba
 def _stateful(learn): return {cb.name:cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
 def _trackers(learn): return {cb.name:cb for cb in learn.cbs if isinstance(cb, TrackerCallback)}
 _tracked,_recorded = ('best','wait'),('lrs','iters','losses','values')
@@ -165,6 +165,7 @@ class Checkpoint(StaysHome):
     def _pass_over(self, f, event_type, *args):
         "Stands in for `learn._with_events`: shows the epochs that are done, without an event, and is gone at the first that is not"
         if event_type == 'epoch' and self.epoch < self.start:
+            if bar := getattr(getattr(self.learn, 'progress', None), 'mbar', None): bar.update(self.epoch)
             self.learn.logger(L(self.epoch, *self.recorder.values[self.epoch], *(['--:--'] if self.recorder.add_time else [])))
             return
         del self.learn._with_events

@@ -1,9 +1,9 @@
 "A run that ends early goes on as if nothing had happened"
-import json, os, random, shutil, subprocess, sys
+import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, MixUp, OptimWrapper, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, ranger, resnet18, vision_learner)
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, ranger, resnet18, vision_learner)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
@@ -107,6 +107,18 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(make_learn, tmp_path, ca
     resumed = fit(make_learn(cbs=SESEMI()), 4, cbs=Checkpoint(tmp_path/'c', resume=True))
     assert f'not used: {newest} is cut short' in capsys.readouterr().err
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+@pytest.mark.parametrize('logs', [False,True])
+def test_resume_under_a_progress_bar(make_learn, tmp_path, capsys, logs):
+    "As in a notebook or a terminal: earlier rows are shown again"
+    def new(): return make_learn(cbs=[SESEMI(), ProgressCallback()])
+    with pytest.raises(KeyboardInterrupt): new().fit(4, .01, cbs=[Checkpoint(tmp_path/'c'), Crash()])
+    capsys.readouterr()
+    learn = new()
+    learn.fit(4, .01, cbs=[Checkpoint(tmp_path/'c', resume=True), *([CSVLogger(tmp_path/'h.csv')] if logs else [])])
+    if logs: assert pd.read_csv(tmp_path/'h.csv').epoch.tolist() == [0,1,2,3]
+    rows = re.findall(r'^\[?(\d)[, ]', capsys.readouterr().out, re.MULTILINE)
+    assert rows == list('0123') and traces(learn) == CLEAN
 
 def test_a_checkpoint_of_a_longer_fit(make_learn, tmp_path):
     fit(make_learn(), 3, cbs=Checkpoint(tmp_path/'c'))
