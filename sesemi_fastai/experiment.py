@@ -102,7 +102,7 @@ def resolved(
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in _noisy else 0
     return {**config, **{k:Path(config[k]).name for k in ('path','unlabeled') if config[k]}}
 
-# %% ../nbs/21_experiment.ipynb #79498871
+# %% ../nbs/21_experiment.ipynb #1eea4fb4
 def _told_args(args, config):
     "Arguments as they are kept for `--resume`: places in full, the precision that was chosen"
     kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out') if args[k]}}
@@ -163,8 +163,8 @@ def _check(config, path, export, weights, out):
 
 def _to_rotate(dls, files, bad_images):
     "Those of `files` that can be read and lie upright; `dls.faults` gets what is found in files that were not looked at yet"
-    looked_at = {str(Path(dls.path)/o) for o in dls.scanned} if dls.scanned is not None else set()
-    if new := [o for o in files if os.path.abspath(o) not in {os.path.abspath(k) for k in looked_at}]:
+    looked_at = {os.path.abspath(Path(dls.path)/o) for o in dls.scanned}
+    if new := [o for o in files if os.path.abspath(o) not in looked_at]:
         found = scan_images(new)
         usable(found, bad_images)
         dls.faults = pd.concat([dls.faults, found], ignore_index=True)
