@@ -287,21 +287,6 @@ def test_interruption_before_training(make_learn, event):
     assert traces(learn) == CLEAN
     assert learn.recorder.metric_names.count('rot_loss') <= 1 and len(fit(learn).recorder.values[0]) == 6
 
-class Killed(torch.utils.data.Dataset):
-    def __len__(self): return 100
-    def __getitem__(self, i):
-        if i > 20: os._exit(1)
-        return torch.zeros(3,32,32)
-
-@pytest.mark.cell('Interruption', 'a loader worker that dies')
-@pytest.mark.filterwarnings('ignore')
-def test_a_dead_worker_of_the_unlabeled_stream(make_learn):
-    learn = make_learn(cbs=SESEMI(torch.utils.data.DataLoader(Killed(), batch_size=4, num_workers=1)))
-    with pytest.raises(RuntimeError, match='worker'): fit(learn, 3)
-    assert traces(learn) == CLEAN
-    learn.remove_cb(learn.sesemi)
-    fit(learn)
-
 # -- again and again
 @pytest.mark.cell('Schedules and fits', 'several fits in a row; removed, added again, replaced')
 def test_remove_add_and_replace(make_learn):
