@@ -102,7 +102,7 @@ def resolved(
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in _noisy else 0
     return {**config, **{k:Path(config[k]).name for k in ('path','unlabeled') if config[k]}}
 
-# %% ../nbs/21_experiment.ipynb #1eea4fb4
+# %% ../nbs/21_experiment.ipynb #8a8c6f37
 def _told_args(args, config):
     "Arguments as they are kept for `--resume`: places in full, the precision that was chosen"
     kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out') if args[k]}}
@@ -205,8 +205,10 @@ def _set_up(path, config, files_of, out):
 
 def _leave_results(learn, export, weights, out):
     "Write what was asked for; then the checkpoints have done their work"
-    if export: learn.export('export.pkl')
-    if weights: write_weights(learn, learn.path/f'model.{weights}')
+    try:
+        if export: learn.export('export.pkl')
+        if weights: write_weights(learn, learn.path/f'model.{weights}')
+    except RuntimeError as e: raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume {out} tries again") from e
     _clear(out)
 
 @contextmanager

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['true_labels', 'Memorisation']
 
-# %% ../nbs/10_memory.ipynb #d7bb68d0
+# %% ../nbs/10_memory.ipynb #ee8ec7d8
 import pandas as pd, torch
 import matplotlib.pyplot as plt
-from fastai.vision.all import Tensor,num_distrib
+from fastai.vision.all import Tensor
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import sum_over_ranks
 from .items import ItemIndex
 
-# %% ../nbs/10_memory.ipynb #f62a8137
+# %% ../nbs/10_memory.ipynb #cb33149c
 def true_labels(
     dls, # DataLoaders of a builder of this package
     true=None # Class name of each training item; the column `true` of `dls.table` if None
@@ -49,7 +49,7 @@ class Memorisation(ItemIndex, TrainingColumns):
         if self.learn.lock.locked() or not self.active: return
         self.hide_columns()
         super().before_epoch()
-        self.counts = torch.zeros(4, device=self.dls.device)
+        self.counts = torch.zeros(5, device=self.dls.device)
 
     def after_loss(self):
         if not self.training or not self.active: return
@@ -57,15 +57,14 @@ class Memorisation(ItemIndex, TrainingColumns):
         guess,given = self.learn.pred.detach().as_subclass(Tensor).argmax(1),y.as_subclass(Tensor)
         true = given if self.true_y is None else self.true_y[y.idx]
         wrong,as_given = true != given,guess == given
-        self.counts += torch.stack([as_given.float().mean()*len(given), wrong.sum(), (wrong & (guess == true)).sum(), (wrong & as_given).sum()])
-        self.seen = getattr(self, 'seen', 0) if self.iter else 0
-        self.seen += len(given)
+        self.counts += torch.stack([o.sum() for o in (torch.ones_like(wrong), as_given, wrong, wrong & (guess == true), wrong & as_given)])
 
     def after_epoch(self):
-        if self.learn.lock.locked() or not self.active or self.counts is None or not getattr(self, 'seen', 0): return
-        given,wrong,as_true,as_given = sum_over_ranks(self.counts).tolist()
+        if self.learn.lock.locked() or not self.active or self.counts is None: return
+        seen,given,wrong,as_true,as_given = sum_over_ranks(self.counts).tolist()
+        if not seen: return
         known = self.true_y is not None and wrong > 0
-        row = dict(as_given=given/(self.seen*max(1, num_distrib())), wrong_as_true=as_true/wrong if known else None, wrong_as_given=as_given/wrong if known else None)
+        row = dict(as_given=given/seen, wrong_as_true=as_true/wrong if known else None, wrong_as_given=as_given/wrong if known else None)
         self.history.append(row)
         self.fill_columns(row)
         self.counts = None

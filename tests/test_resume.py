@@ -264,6 +264,15 @@ def test_full_disk(mini, tmp_path, monkeypatch):
     assert res.returncode == 2 and 'maybe the disk is full' in res.stderr and len(res.stderr.strip().splitlines()) == 1
     assert json.loads((tmp_path/'x/record.json').read_text())['status'] == 'failed' and not list((tmp_path/'x/checkpoints').glob('.fit*'))
 
+def test_full_disk_at_the_export(mini, tmp_path, monkeypatch):
+    import sesemi_fastai.experiment as exp
+    def full(*args): raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')
+    with monkeypatch.context() as mp:
+        mp.setattr(exp, 'write_weights', full)
+        res = run('sesemi-train', '--path', mini, '--epochs', 1, '--export-weights', 'pth', '--out', tmp_path/'x', *small)
+    assert res.returncode == 2 and 'maybe the disk is full' in res.stderr and len(res.stderr.strip().splitlines()) == 1
+    assert run('sesemi-train', '--resume', tmp_path/'x').returncode == 0 and (tmp_path/'x/model.pth').exists()
+
 def test_diverged_runs(mini, tmp_path, monkeypatch):
     import sesemi_fastai.callback as cb
     def broken(pred, turns): return pred.sum()*float('nan')
