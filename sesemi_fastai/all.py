@@ -6,16 +6,22 @@ from .stream import *
 from .callback import *
 from .precision import CPUAutocast, best_precision
 from .noise import *
+from .augment import GammaCorrection
 from .data import *
 from .tree import write_noisy_tree
 from .mini import make_mini, mini_dls
-from .recipe import make_model, optimizers, schedules
+from .arch import make_model
+from .optim import optimizers, schedules, ranger_gc
+from .recipe import recipes
 from .items import ItemIndex
 from .robust import RobustLoss, ELR, GCE, SCE, Bootstrap
 from .memory import Memorisation
+from .steps import StepsPerEpoch, MaxSteps
 from .checkpoint import Checkpoint, FiniteLoss
 from .weights import export_weights
 from .loggers import wandb_callback
 from .scan import scan_images
-from .experiment import train_run, resume_run, comparison, run_missing, read_records
+from .record import read_records
+from .experiment import train_run, resume_run
+from .study import comparison, run_missing, read_study, study_records
 from .report import result_table, paired_difference, plot_curves, write_report

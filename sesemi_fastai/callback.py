@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['sigmoid_rampup', 'HeadInOptimizer', 'SESEMI']
 
-# %% ../nbs/07_callback.ipynb #925f1d2e
+# %% ../nbs/07_callback.ipynb #3d8a9101
 import math
 from contextlib import contextmanager
 from copy import copy,deepcopy
 import torch
 from torch import nn
 from fastcore.basics import store_attr
-from fastai.vision.all import GradientAccumulation,Lookahead,OptimWrapper,get_model
+from fastai.vision.all import GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib
 from .core import InputError
-from .rotation import rotate_batch,rotation_loss,rotation_accuracy
+from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch
 from .stream import UnlabeledStream,is_transductive
 from .columns import TrainingColumns
@@ -88,29 +88,45 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/07_callback.ipynb #5d33d435
+# %% ../nbs/07_callback.ipynb #0811d59c
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
     columns = 'rot_loss','rot_acc','rot_weight'
     def __init__(self,
-        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). Or a folder, paths, a DataFrame, a DataLoader
-        weight:float=1., # Factor of the rotation loss
+        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader
+        weight:float=1., # Factor of the rotation loss; or a schedule of fastai's for it, such as SchedCos(1, 0)
         rampup:float=0, # Epochs over which the weight rises from near 0; 0 for none
-        bs:int|None=None, # Unlabeled images in a step, each in four turns; a quarter of the labelled batch if None
+        bs:int|None=None, # Unlabeled images in a step; a quarter of the labelled batch if None
         bn:str='separate', # 'separate': two forward passes, as published. 'joint': one pass with both batches
         features:str|nn.Module|None=None, # Module whose output is the last feature map; found if None
         num_workers:int|None=None, # Worker processes of the unlabeled stream; as many as the labelled loader if None
-        seed:int=0 # Seed of the unlabeled stream and of the rotation head
+        seed:int=0, # Seed of the unlabeled stream and of the rotation head
+        turns:str='all', # 'all': each unlabeled image in its four turns, as published. 'one': in one of them, drawn at random
+        size:int|None=None, # Side that rotated images are shrunk to, pixels; None leaves them
+        every:int=1, # Steps from one rotation loss to the next
+        rot_only:float=0, # Epochs at the start that learn the rotations alone
+        turned:float=.5 # Share of the labelled images that is turned where unlabeled='batch'
     ):
-        if bn not in ('separate','joint'): raise InputError(f"bn={bn!r}: choose 'separate' or 'joint'")
-        if weight < 0 or rampup < 0: raise InputError("weight and rampup must not be negative")
-        if bs is not None and bs < 1: raise InputError(f"bs={bs}: at least one unlabeled image is needed in a step")
         super().__init__()
         store_attr()
+        self._check()
         self._forget()
 
-    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._fitting,self._on,self._pending = None,None,None,(),False,False,None
+    def _check(self):
+        "Settings that cannot work"
+        if self.bn not in ('separate','joint'): raise InputError(f"bn={self.bn!r}: choose 'separate' or 'joint'")
+        if self.turns not in ('all','one'): raise InputError(f"turns={self.turns!r}: choose 'all' or 'one'")
+        if not callable(self.weight) and self.weight < 0 or self.rampup < 0: raise InputError("weight and rampup must not be negative")
+        if self.bs is not None and self.bs < 1: raise InputError(f"bs={self.bs}: at least one unlabeled image is needed in a step")
+        if self.every < 1 or self.rot_only < 0: raise InputError("every must be at least 1, and rot_only must not be negative")
+        if not 0 < self.turned < 1: raise InputError(f"turned={self.turned}: give a share between 0 and 1")
+        if self.size and (self.bn == 'joint' or self._own_batch): raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
+
+    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._fitting,self._on,self._pending,self._logits = None,None,None,(),False,False,None,None
+
+    @property
+    def _own_batch(self): return isinstance(self.unlabeled, str) and self.unlabeled == 'batch'
 
     @property
     def transductive(self) -> bool:
@@ -155,7 +171,7 @@ class SESEMI(TrainingColumns):
         return self.learn.lock.locked()
 
     @property
-    def _active(self): return self._fitting and self.weight > 0 and not self._evaluating
+    def _active(self): return self._fitting and (callable(self.weight) or self.weight > 0) and not self._evaluating
 
     def epoch_means(self) -> list[float]: # Rotation loss in nats, rotation accuracy 0 to 1, weight
         "Means over the steps of the epoch so far, on all processes"
@@ -163,8 +179,17 @@ class SESEMI(TrainingColumns):
 
     @property
     def n_images(self) -> int:
-        "Rotated images sent through the network since the fit began"
+        "Rotated images sent through the network since the fit began; none where they are the labelled ones"
         return getattr(self, '_n_images', 0)
+
+    def factor(self) -> float:
+        "The factor of the rotation loss in this step"
+        return (self.weight(self.pct_train) if callable(self.weight) else self.weight)*sigmoid_rampup(self._epochs_done, self.rampup)
+
+    @property
+    def _epochs_done(self): return self.pct_train*self.n_epoch
+    @property
+    def _rot_alone(self): return self._epochs_done < self.rot_only
 
     # -- one training phase
     @contextmanager
@@ -187,13 +212,13 @@ class SESEMI(TrainingColumns):
             self._on = False
             self._after_forward()
             self._head_params.leave()
-            self._x,self._turns,self._joint_logits = None,None,None
+            self._x,self._turns,self._logits = None,None,None
 
     def _prepare(self):
         "Stream and branch for the Learner's data and model; kept for the next fit as long as these and the settings stay"
         made_for = self.learn.dls,get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
         if not (self._made_for and all(a is b for a,b in zip(self._made_for[:4], made_for)) and self._made_for[4] == made_for[4]):
-            stream = UnlabeledStream(self.learn.dls, self.unlabeled, self.bs, self.num_workers, self.seed)
+            stream = UnlabeledStream(self.learn.dls, None if self._own_batch else self.unlabeled, self.bs, self.num_workers, self.seed)
             u = self._to_model(stream.peek()[:2])
             with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
             from_first_rank(branch.head)
@@ -225,25 +250,46 @@ class SESEMI(TrainingColumns):
 
     # -- one training step
     def before_batch(self):
-        if not self._on: return
-        self._x,self._turns = rotate_batch(self._to_model(self._stream.batch()))
-        if self.bn == 'joint':
-            self._joint = self._branch.joint(self._x)
-            self._joint_logits = self._joint.__enter__()
+        self._turning = self._on and (self._rot_alone or (self.epoch*self.n_iter + self.iter) % self.every == 0)
+        if not self._turning: return
+        self._turn()
+        if self._own_batch or self.bn == 'joint':
+            self._along = self._branch.along(None if self._own_batch else self._x)
+            self._logits = self._along.__enter__()
+
+    def _turn(self):
+        "The rotated images of this step"
+        if self._own_batch:
+            self._turns = self._random_turns(len(self.xb[0]), self.turned)
+            self.learn.xb = (turn_each(self.xb[0], self._turns), *self.xb[1:])
+            return
+        x = smaller(self._to_model(self._stream.batch()), self.size)
+        if self.turns == 'all': self._x,self._turns = rotate_batch(x)
+        else:
+            self._turns = self._random_turns(len(x))
+            self._x = turn_each(x, self._turns)
+
+    def _random_turns(self, n, share=.75):
+        with self._stream.random(): return random_turns(n, share)
 
     def after_pred(self): self._after_forward()
 
     def _after_forward(self):
-        "The joint pass is over: its hooks go"
-        if (joint := self.__dict__.pop('_joint', None)) is not None: joint.__exit__(None, None, None)
+        "The shared pass is over: its hooks go"
+        if (along := self.__dict__.pop('_along', None)) is not None: along.__exit__(None, None, None)
 
     def after_loss(self):
-        if not self._on: return
-        pred = self._from_joint_pass() if self.bn == 'joint' else self._separate_logits()
-        loss = rotation_loss(pred, self._turns)
-        w = self.weight*sigmoid_rampup(self.pct_train*self.n_epoch, self.rampup)
-        self.learn.loss_grad = self.learn.loss_grad + w*loss
-        self._count(loss.detach(), rotation_accuracy(pred.detach(), self._turns), torch.full_like(loss.detach(), w))
+        if not (self._on and self._turning): return
+        pred = self._separate_logits() if self._logits is None else self._from_shared_pass()
+        turns,w = self._turns.to(pred.device, non_blocking=True),self.factor()
+        loss = rotation_loss(pred, turns)
+        self.learn.loss_grad = self._label_loss() + w*loss
+        self._count(loss.detach(), rotation_accuracy(pred.detach(), turns), torch.full_like(loss.detach(), w))
+
+    def _label_loss(self):
+        "What the labels add: nothing in the epochs that learn the rotations alone; several processes need a gradient for each weight all the same"
+        if not self._rot_alone: return self.learn.loss_grad
+        return 0*self.learn.loss_grad if num_distrib() > 1 else 0.
 
     def after_backward(self):
         if self._on: mean_gradients(self._branch.head)
@@ -251,12 +297,12 @@ class SESEMI(TrainingColumns):
     def _separate_logits(self):
         with self._stream.random(): return self._branch.rotated(self._x)
 
-    def _from_joint_pass(self):
-        if not self._joint_logits: raise InputError("the forward pass never reached the last feature map: pass features= with the name of the module whose output it is")
-        return self._joint_logits[0]
+    def _from_shared_pass(self):
+        if not self._logits: raise InputError("the forward pass never reached the last feature map: pass features= with the name of the module whose output it is")
+        return self._logits[0]
 
     def _count(self, *figures):
-        self._n_images += len(self._x)
+        if not self._own_batch: self._n_images += len(self._x)
         sums,n = self._seen or (0., 0)
         self._seen = sums + torch.stack(figures),n+1
 

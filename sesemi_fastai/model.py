@@ -95,7 +95,7 @@ class RotationHead(nn.Module):
 
     def forward(self, x): return self.linear(x.mean(self.dims))
 
-# %% ../nbs/02_model.ipynb #38fadee5
+# %% ../nbs/02_model.ipynb #61e62f1b
 class _BodyDone(Exception):
     "Leaves a forward pass at the split point, with the feature map"
 
@@ -123,16 +123,16 @@ class TwoBranch:
         return self.head(self.body(x))
 
     @contextmanager
-    def joint(self,
-        x:Tensor # Images [N,C,H,W] to send along with the batch of the next forward pass
+    def along(self,
+        x:Tensor|None=None # Images [N,C,H,W] to send along with the batch of the next forward pass; None for the batch itself
     ):
-        "One forward pass within sends `x` along; yields a list that then holds the rotation logits [N,4]"
+        "Yields a list that holds rotation logits after one forward pass within: [N,4] of `x`, or those of the batch"
         res = []
         def send(m, args): return torch.cat([args[0], x.to(args[0].dtype)]), *args[1:]
         def take(o):
-            res.append(self.head(self._map(o[-len(x):])))
-            return o[:-len(x)]
-        handles = [self.model.register_forward_pre_hook(send), self.split.hook(take)]
+            res.append(self.head(self._map(o if x is None else o[-len(x):])))
+            return o if x is None else o[:-len(x)]
+        handles = [self.split.hook(take)] + ([] if x is None else [self.model.register_forward_pre_hook(send)])
         try: yield res
         finally:
             for h in handles: h.remove()

@@ -6,10 +6,13 @@ import pytest
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
 allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], stream=['core','distributed','rotation'], phase=[], columns=['phase'],
-               callback=['columns','core','distributed','model','phase','rotation','stream'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
-               items=['core','phase'], robust=['core','distributed','items','phase'], memory=['columns','core','distributed','items'], weights=['core'], noise=['core'], scan=['core'], data=['core','scan'], tree=['core','data'], mini=['core','noise','data'], recipe=['core'], record=['core','phase'],
-               experiment=['core','callback','checkpoint','data','distributed','memory','mini','precision','recipe','record','robust','scan','stream','weights'], report=['core'], loggers=['core'],
-               cli=['core','data','experiment','mini','report','scan','stream','tree'])
+               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], robust=['core','distributed','items','phase'],
+               memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
+               weights=['core'], noise=['core'], scan=['core'], augment=['core'], data=['augment','core','scan'], tree=['core','data'], mini=['core','noise','data'],
+               optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
+               experiment=['arch','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','recipe','record','robust','scan','steps','stream','weights'],
+               study=['core','experiment','folder','recipe','record'], report=['core'], loggers=['core'],
+               cli=['core','data','experiment','mini','record','report','scan','stream','study','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"

@@ -4,7 +4,7 @@ from torch import nn
 from fastai.vision.all import create_vision_model, resnet18, xresnet18, xse_resnext18
 from sesemi_fastai.core import InputError
 from sesemi_fastai.model import TwoBranch, find_features
-from sesemi_fastai.recipe import make_model
+from sesemi_fastai.arch import make_model
 
 def pooled_before_head(model, x, head):
     "What goes into the final linear layer"
@@ -40,7 +40,7 @@ def test_timm_models_with_other_layouts(arch, nf):
     assert tb.head.linear.in_features == nf and tb.rotated(x).shape == (2,4)
     with torch.no_grad():
         want = model(x)
-        with tb.joint(x) as res: torch.testing.assert_close(model(x), want, atol=1e-4, rtol=1e-4)
+        with tb.along(x) as res: torch.testing.assert_close(model(x), want, atol=1e-4, rtol=1e-4)
     assert res[0].shape == (2,4)
 
 def test_vision_learner_with_and_without_concat_pool():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from sesemi_fastai.callback import SESEMI
-from sesemi_fastai.recipe import optimizers
+from sesemi_fastai.optim import optimizers
 from conftest import tiny_model
 
 N,B = 20,4

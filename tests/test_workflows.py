@@ -10,7 +10,7 @@ from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.precision import CPUAutocast
 from sesemi_fastai.robust import ELR, RobustLoss
-from sesemi_fastai.recipe import make_model
+from sesemi_fastai.arch import make_model
 from sesemi_fastai.weights import export_weights
 from conftest import tiny_model
 from test_callback import CLEAN, Quiet, fit, traces
