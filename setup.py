@@ -12,6 +12,7 @@ status = {'3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}[cfg['
 setup(
     version = re.search(r"__version__ = ['\"](.+?)['\"]", Path('sesemi_fastai/__init__.py').read_text()).group(1),
     packages = find_packages(include=['sesemi_fastai', 'sesemi_fastai.*']),
+    package_data = {"sesemi_fastai": ["*.csv"]},
     install_requires = cfg['requirements'].split(),
     extras_require = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},
     classifiers = [f'Development Status :: {status}', f"Intended Audience :: {cfg['audience']}",

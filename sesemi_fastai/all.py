@@ -16,6 +16,7 @@ from .recipe import recipes
 from .items import ItemIndex
 from .robust import RobustLoss, ELR, GCE, SCE, Bootstrap
 from .memory import Memorisation
+from .predictions import Predictions
 from .steps import StepsPerEpoch, MaxSteps
 from .checkpoint import Checkpoint, FiniteLoss
 from .weights import export_weights
@@ -24,4 +25,6 @@ from .scan import scan_images
 from .record import read_records
 from .experiment import train_run, resume_run
 from .study import comparison, run_missing, read_study, study_records
-from .report import result_table, paired_difference, plot_curves, write_report
+from .table import result_table, paired_difference, against_plain, published_results
+from .curves import plot_curves
+from .page import write_report

@@ -10,9 +10,11 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
                weights=['core'], noise=['core'], scan=['core'], augment=['core'], data=['augment','core','scan'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
-               experiment=['arch','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','recipe','record','robust','scan','steps','stream','weights'],
-               study=['core','experiment','folder','recipe','record'], report=['core'], loggers=['core'],
-               cli=['core','data','experiment','mini','record','report','scan','stream','study','tree'])
+               predictions=['core','distributed','phase'],
+               experiment=['arch','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','predictions','recipe','record','robust','scan','steps','stream','weights'],
+               study=['core','experiment','folder','recipe','record'], cluster=['core','folder','record','study'], table=['core','recipe'], curves=['core','table'],
+               page=['core','curves','predictions','table'], loggers=['core'],
+               cli=['cluster','core','curves','data','experiment','folder','mini','page','record','scan','stream','study','table','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"
