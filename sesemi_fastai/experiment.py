@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['datasets', 'make_dls', 'unlabeled_files', 'new_record', 'train_run', 'resume_run']
 
-# %% ../nbs/27_experiment.ipynb #99b66b74
+# %% ../nbs/27_experiment.ipynb #734c1f8d
 import hashlib,os
 from contextlib import contextmanager,suppress
 from copy import deepcopy
@@ -26,6 +26,7 @@ from .folder import alone,claim,clear,options,saved_args
 from .memory import Memorisation
 from .mini import mini_dls
 from .optim import optimizers,schedules
+from .precision import meets_one_pixel
 from .predictions import Predictions
 from .recipe import noisy_datasets,overrides,recipes,resolved
 from .record import Record,device_info,git_commit,image_sizes,read_record,versions
@@ -94,7 +95,7 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/27_experiment.ipynb #216f8c8d
+# %% ../nbs/27_experiment.ipynb #765b49ef
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -125,14 +126,17 @@ def _to_rotate(dls, files, bad_images):
     not_rotated = {os.path.abspath(o) for o in usable(dls.faults, bad_images, tell=False)[1]}
     return [o for o in files if os.path.abspath(o) not in not_rotated]
 
-def _fits(model, arch, size):
-    "The network, if it can take images of that size"
+def _fits(model, config):
+    "The network, if it can take images of that size in that number format"
+    arch,size = config['arch'],config['size']
     state = deepcopy(model.state_dict())
     try:
         with no_random(0, reproducible=False), torch.no_grad(): out = model.train()(torch.zeros(2, 3, size, size))
     except (RuntimeError,ValueError,AssertionError) as e: raise InputError(f"network {arch} cannot take images of {size} pixels: {one_line(e)[:120]}") from e
     if not torch.is_tensor(out): raise InputError(f"network {arch} gives more than class scores while it trains: choose another")
     model.load_state_dict(state)
+    if config['precision'] == 'bf16' and not torch.cuda.is_available() and meets_one_pixel(model, o := min(size, config['rot_size'] or size)):
+        raise InputError(f"on a CPU PyTorch trains {arch} wrongly in bf16 with images of {o} pixels: choose --precision fp32, or larger images")
     return model
 
 def _digest(dls, files):
@@ -171,7 +175,7 @@ def _set_up(path, config, files_of, out):
     sesemi = _sesemi(config, files)
     n_epoch,cbs = _epochs(config, dls, files)
     set_seed(seed, reproducible=True)
-    model = _fits(make_model(config['arch'], dls.c, config['dropout']), config['arch'], config['size'])
+    model = _fits(make_model(config['arch'], dls.c, config['dropout']), config)
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
                     opt_func=recipe.opt_func, wd=recipe.wd, wd_bn_bias=recipe.wd_bn_bias, metrics=accuracy,
                     cbs=[o for o in (sesemi, _robust_loss(config['robust']), Memorisation(), Predictions()) if o], path=out or '.')

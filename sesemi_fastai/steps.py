@@ -53,7 +53,7 @@ def even_steps(
     "`total` steps over `n_epoch` epochs, as evenly as whole numbers can be"
     return lambda epoch: total*(epoch+1)//n_epoch - total*epoch//n_epoch
 
-# %% ../nbs/12_steps.ipynb #0ae1f813
+# %% ../nbs/12_steps.ipynb #cdce79e7
 class MaxSteps(StaysHome):
     "Validate and end the fit after `n` training steps"
     order,run_valid = 110,False
@@ -70,6 +70,10 @@ class MaxSteps(StaysHome):
         self.steps += 1
         self.reached = self.steps >= self.n
         if self.reached: raise CancelTrainException()
+
+    def after_cancel_train(self):
+        "The recorder leaves out the training loss of an epoch that was cancelled, and so shifts its columns"
+        if self.reached: self.recorder.cancel_train = False
 
     def after_epoch(self):
         if self.reached and not self._evaluating: raise CancelFitException()
