@@ -8,6 +8,7 @@ from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
 from sesemi_fastai.mini import make_mini
+from sesemi_fastai.steps import StepsPerEpoch
 from test_callback import Quiet, fit, traces, CLEAN
 from test_cli import run, small
 
@@ -30,11 +31,12 @@ torch_adam = partial(OptimWrapper, opt=torch.optim.AdamW)
 
 @pytest.mark.cell('Resume', 'SGD, Adam, ranger, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; MixUp; gradient accumulation; bf16')
 @pytest.mark.parametrize('kwargs', [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
-    dict(bn='joint'), dict(precision='bf16', opt_func=ranger), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(cbs=[partial(GradientAccumulation, 40)]), dict(precision='bf16')], ids=['SGD','Adam','ranger','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation','accumulation over the end','bf16'])
+    dict(bn='joint'), dict(precision='bf16', opt_func=ranger), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(cbs=[partial(GradientAccumulation, 40)]), dict(precision='bf16'),
+    dict(form=dict(turns='one', every=3)), dict(form=dict(unlabeled='batch')), dict(form=dict(size=24, rot_only=1)), dict(cbs=[partial(StepsPerEpoch, 11)])], ids=['SGD','Adam','ranger','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation','accumulation over the end','bf16','one turn, every third step','own batch','smaller, rotations first','epochs of 11 steps'])
 def test_resumed_is_uninterrupted(make_learn, tmp_path, kwargs):
     kwargs = dict(kwargs)
-    bn,workers,cbs,precision = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision', 'fp32')
-    def new(): return make_learn(cbs=[SESEMI(bn=bn, num_workers=workers, rampup=3), *(f() for f in cbs)], **kwargs).to_precision(precision)
+    bn,workers,cbs,precision,form = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision', 'fp32'),kwargs.pop('form', {})
+    def new(): return make_learn(cbs=[SESEMI(bn=bn, num_workers=workers, rampup=3, **form), *(f() for f in cbs)], **kwargs).to_precision(precision)
     def go(learn, *cbs):
         with Quiet(learn): learn.fit_one_cycle(4, .01, cbs=cbs)
         return learn
