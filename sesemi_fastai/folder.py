@@ -59,7 +59,7 @@ def options(
     "Those arguments that say what is trained"
     return {k:v for k,v in args.items() if k not in not_options}
 
-# %% ../nbs/26_folder.ipynb #41bb7cc1
+# %% ../nbs/26_folder.ipynb #137f7ab2
 def clear(
     out:str|Path # Folder of a run
 ):
@@ -91,9 +91,11 @@ def is_done(
     out:str|Path, # Folder of a run
     config:dict # Options of a run, in full or not
 ) -> bool:
-    "Whether `out` holds the finished record of `config`"
+    "Whether `out` holds the finished record of `config`; where that names no data folder, any will do"
     old = read_record(out)
-    return old.get('status') == 'done' and bool(old.get('config')) and config_of(old) == resolved(config)
+    if old.get('status') != 'done' or not old.get('config'): return False
+    was,want = config_of(old),resolved(config)
+    return was == (want if want['path'] else {**want, 'path':was['path']})
 
 def was_begun(
     out:str|Path, # Folder of a run

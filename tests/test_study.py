@@ -1,0 +1,120 @@
+"Many runs from one file: several processes, kills, and what is shown of them"
+import json, os, random, signal, subprocess, time
+from pathlib import Path
+import pandas as pd, pytest
+from sesemi_fastai.mini import make_mini
+from sesemi_fastai.record import read_records
+from sesemi_fastai.study import read_study
+from test_cli import BIN, run, small, typed
+
+@pytest.fixture(scope='module')
+def mini(tmp_path_factory): return make_mini(tmp_path_factory.mktemp('study')/'mini', 120, 20)
+
+six = '''
+[all]
+dataset = "own"
+size = 32
+arch = "xresnet18"
+bs = 16
+workers = 0
+epochs = 3
+precision = "fp32"
+[[grid]]
+method = ["plain", "sesemi"]
+seed = [0, 1, 2]
+[method.plain]
+unlabeled = "none"
+[method.sesemi]
+turns = "one"
+'''
+
+def start(file, mini, log):
+    return subprocess.Popen([BIN/'sesemi-study', 'run', file, '--path', mini, '--no-bar'], stdout=open(log, 'ab'), stderr=subprocess.STDOUT,
+                            env={**os.environ, 'OMP_NUM_THREADS':'1'}, start_new_session=True)
+
+def starts(log): return [o.split()[1].rstrip(',') for o in log.read_text().splitlines() if o[:2] in {f'{i}/' for i in range(1, 7)}]
+
+@pytest.mark.cell('Resume', 'a study killed twice with SIGKILL and run by two processes at once ends with each record once')
+def test_two_processes_killed_twice(mini, tmp_path):
+    "No run is lost, none is trained twice; a killed one goes on from its checkpoint"
+    file,seed = tmp_path/'six.toml',random.randrange(10**6)
+    file.write_text(six)
+    rng,logs = random.Random(seed),[tmp_path/f'log{i}' for i in (0,1)]
+    for _ in range(2):
+        both = [start(file, mini, log) for log in logs]
+        began = time.time()
+        while not sum(len(starts(o)) for o in logs if o.exists()) and time.time()-began < 60: time.sleep(.2)
+        time.sleep(rng.uniform(0, 6))
+        for p in both: os.killpg(p.pid, signal.SIGKILL); p.wait()
+    both = [start(file, mini, log) for log in logs]
+    assert [p.wait(timeout=300) for p in both] == [0,0], [o.read_text()[-500:] for o in logs]
+    out = tmp_path/'six'
+    records = [json.loads((out/k/'record.json').read_text()) for k in read_study(file)]
+    assert len(records) == len(list(out.rglob('record.json'))) == 6, seed
+    assert all(o['status'] == 'done' and len(o['history']) == 3 for o in records), seed
+    assert not list(out.rglob('*.pth'))
+    begun = sum((starts(o) for o in logs), [])
+    assert len(begun) <= 6+4, (seed,begun) # each kill can end a run in each process
+    assert sum(o.get('resumed', 0) for o in records) <= 4
+    n = len(begun)
+    assert start(file, mini, logs[0]).wait(timeout=60) == 0 and len(sum((starts(o) for o in logs), [])) == n
+
+@pytest.fixture(scope='module')
+def finished(mini, tmp_path_factory):
+    "A small study of two seeds, finished, with a run twice as long"
+    folder = tmp_path_factory.mktemp('finished')
+    text = six.replace('epochs = 3', '').replace('[0, 1, 2]', '[0, 1]\nepochs = 1').replace('turns = "one"', '') + '\n[[grid]]\nmethod = "plain"\nseed = [0, 1]\nepochs = 2\n'
+    (folder/'s.toml').write_text(text)
+    res = run('sesemi-study', 'run', folder/'s.toml', '--path', mini, '--no-bar')
+    assert res.returncode == 0, res.stderr
+    return folder
+
+def test_progress_tells_the_time_left(mini, tmp_path):
+    (tmp_path/'s.toml').write_text(six.replace('epochs = 3', 'epochs = 1').replace('[0, 1, 2]', '0'))
+    res = run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar')
+    lines = [o for o in res.stdout.splitlines() if o[:2] in ('1/','2/')]
+    assert lines[0] == '1/2 plain' and 'so far, about' in lines[1] and lines[1].endswith('left')
+
+def test_table_has_differences_at_equal_passes_and_at_equal_compute(finished):
+    res = run('sesemi-study', 'table', finished/'s.toml')
+    assert res.returncode == 0, res.stderr
+    row, = [o for o in res.stdout.splitlines() if o.split()[1:2] == ['SESEMI']]
+    rec = {(o['method'],o['config']['epochs'],o['config']['seed']):100*o['accuracy'] for o in read_records(finished/'s')}
+    passes,compute = (sum(rec['SESEMI',1,s]-rec['plain',e,s] for s in (0,1))/2 for e in (1,2))
+    assert f'{passes:+.1f} (' in row and f'{compute:+.1f} (' in row and '±' in row
+    assert "Student's 95 %" in res.stdout
+
+def test_plot_and_list(finished):
+    res = run('sesemi-study', 'plot', finished/'s.toml')
+    assert res.returncode == 0 and (finished/'s/curves-noise0.png').stat().st_size > 10_000
+    res = run('sesemi-study', 'list', finished/'s.toml')
+    assert len(res.stdout.splitlines()) == 6 and all(o.startswith('done') for o in res.stdout.splitlines()), res.stdout
+
+def test_published_figures_stand_beside(tmp_path, mini):
+    (tmp_path/'s.toml').write_text('[all]\ndataset="mini"\nsize=32\narch="xresnet18"\nbs=16\nworkers=0\nepochs=1\nunlabeled="none"\n[[grid]]\nnoise=50\n')
+    assert run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar').returncode == 0
+    out = run('sesemi-study', 'table', tmp_path/'s.toml').stdout
+    assert 'Published by others, 50% wrong labels' in out and '57.76' in out
+
+def test_an_edited_study_trains_what_has_changed(mini, tmp_path):
+    def go(epochs):
+        (tmp_path/'s.toml').write_text(six.replace('epochs = 3', f'epochs = {epochs}').replace('[0, 1, 2]', '0').replace('["plain", "sesemi"]', '"plain"'))
+        return run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar')
+    assert go(1).returncode == 0
+    res = go(2)
+    assert res.returncode == 2 and 'holds a finished run with other settings' in res.stderr and 'Traceback' not in res.stderr
+
+@pytest.mark.parametrize('args,says', [(['run','none.toml'], 'no study file none.toml'), (['paint','{s}'], 'choose run, table, plot or list'), (['run','{s}','--engine','slurm'], 'choose local or ray'),
+    (['table','{s}','--out','nowhere'], 'no run of the study is finished'), (['run','{s}','--path','nowhere'], 'nowhere')])
+def test_mistakes_get_one_line(tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    Path('s.toml').write_text(six)
+    res = run('sesemi-study', *[o.format(s='s.toml') for o in args])
+    assert res.returncode == 2 and says in res.stderr and len(res.stderr.strip().splitlines()) == 1, res.stderr
+
+def test_a_run_that_diverges_does_not_stop_the_others(mini, tmp_path):
+    text = six.replace('epochs = 3', 'epochs = 1').replace('[0, 1, 2]', '0').replace('turns = "one"', 'unlabeled = "none"\nopt = "sgd"\nlr = 1e6').replace('["plain", "sesemi"]', '["sesemi", "plain"]')
+    (tmp_path/'s.toml').write_text(text)
+    res = run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar')
+    assert res.returncode == 1 and '1 of 2 runs ended early' in res.stderr
+    assert [o['config']['opt'] for o in read_records(tmp_path/'s')] == ['ranger']
