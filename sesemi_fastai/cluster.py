@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['run_on_ray']
 
-# %% ../nbs/29_cluster.ipynb #c3ce79bb
-import sys,time
+# %% ../nbs/29_cluster.ipynb #83508a5e
+import json,socket,time
 from pathlib import Path
 import torch
 from fastprogress.fastprogress import format_time
@@ -14,9 +14,8 @@ from .core import InputError,RunStopped,one_line,write_text
 from .folder import is_done
 from .record import read_record
 from .study import run_missing
-import json
 
-# %% ../nbs/29_cluster.ipynb #2531febc
+# %% ../nbs/29_cluster.ipynb #eac9b395
 def _ray():
     try: import ray
     except ImportError: raise InputError("--engine ray needs Ray: pip install 'sesemi_fastai[ray]'") from None
@@ -28,13 +27,23 @@ def _one_run(name, config, out, cpus, kwargs):
     run_missing({name:config}, out, **kwargs)
     return read_record(Path(out)/name)
 
+def _answers(address):
+    "Whether something listens at host:port; Ray itself would wait for minutes"
+    host,_,port = address.removeprefix('ray://').rpartition(':')
+    if not port.isdigit(): return True # such as auto
+    try: socket.create_connection((host or '127.0.0.1', int(port)), timeout=10).close()
+    except OSError: return False
+    return True
+
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"
     started = not ray.is_initialized()
     if started:
+        if address and not _answers(address): raise InputError(f"no Ray cluster answers at {address}")
         try: ray.init(address=address, include_dashboard=False, logging_level='warning', **({} if address else dict(object_store_memory=10**8)))
         except (ConnectionError,ValueError,RuntimeError) as e: raise InputError(f"no Ray cluster answers at {address}: {one_line(e)[:100]}") from None
     if not any(o['Alive'] and o['Resources'].get('CPU', 0) >= cpus and o['Resources'].get('GPU', 0) >= gpus for o in ray.nodes()):
+        if started: ray.shutdown()
         raise InputError(f"no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs: ask for fewer with --cpus and --gpus")
     return started
 
@@ -53,8 +62,8 @@ def run_on_ray(
     if not missing: return
     started = _connect(ray, address, cpus, gpus)
     try:
-        task = ray.remote(_one_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries)
-        _collect(ray, {task.options(name=k).remote(k, v, str(out), cpus, kwargs):k for k,v in missing.items()}, len(runs), out)
+        task,needs = ray.remote(_one_run),dict(num_cpus=cpus, num_gpus=gpus, max_retries=retries)
+        _collect(ray, {task.options(name=k, **needs).remote(k, v, str(out), cpus, kwargs):k for k,v in missing.items()}, len(runs), out)
     finally:
         if started: ray.shutdown()
 
