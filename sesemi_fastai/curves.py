@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from .core import InputError
 from .table import method_name,other_settings,records_frame
 
-# %% ../nbs/31_curves.ipynb #f562ebe3
+# %% ../nbs/31_curves.ipynb #82e8b027
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
     other,kinds = other_settings(records_frame(records)),{}
@@ -43,7 +43,8 @@ def plot_curves(
     style = _style(kinds)
     memorised = {k:[o for o in v if o['history'][0].get('wrong_as_given') is not None] for k,v in kinds.items()}
     memorised = {k:v for k,v in memorised.items() if v}
-    fig,axs = plt.subplots(1, 4 if memorised else 3, figsize=(17 if memorised else 13,3.8), layout='constrained')
+    fig,axs = plt.subplots(2, 2, figsize=(11,7.6), layout='constrained') if memorised else plt.subplots(1, 3, figsize=(13,3.8), layout='constrained')
+    axs = axs.flat
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
     _draw(axs[0], kinds, style, passes, lambda h: 100*h['accuracy'])

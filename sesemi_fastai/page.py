@@ -16,10 +16,11 @@ from .curves import plot_curves
 from .predictions import plot_confusion,plot_worst
 from .table import conditions,method_name,published_results,result_table
 
-# %% ../nbs/32_page.ipynb #2ed3fcff
-_style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
+# %% ../nbs/32_page.ipynb #f8bdbf4e
+_style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}figure{margin:1rem 0}img{max-width:100%;height:auto}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
+th{white-space:normal}
 th:nth-child(2),td:nth-child(2){text-align:left}.note,figcaption{color:#555;font-size:.9rem}'''
 
 def png_src(

@@ -56,14 +56,14 @@ class Predictions(StaysHome):
         return pd.DataFrame(dict(path=list(items.path), label=list(items.label), predicted=[str(vocab[i]) for i in self.last['predicted'].tolist()],
                                  probability=self.last['probability'].numpy().round(4), of_label=self.last['of_label'].numpy().round(4)))
 
-# %% ../nbs/11_predictions.ipynb #a28facb6
+# %% ../nbs/11_predictions.ipynb #41fa96d6
 def plot_confusion(
     df:pd.DataFrame, # From `Predictions.frame`
     title:str='' # Over the figure
 ): # matplotlib figure
     "How many images of each class (rows) were taken for which (columns)"
     n = df.label.nunique()
-    fig,ax = plt.subplots(figsize=(2.5+.45*n,2+.45*n), layout='constrained')
+    fig,ax = plt.subplots(figsize=(2+.4*n,1.8+.38*n), layout='constrained')
     ConfusionMatrixDisplay.from_predictions(df.label, df.predicted, labels=sorted({*df.label,*df.predicted}), xticks_rotation='vertical', cmap='Blues', colorbar=False, ax=ax, text_kw=dict(fontsize=8))
     ax.set(title=title, xlabel='predicted', ylabel='label')
     return fig
