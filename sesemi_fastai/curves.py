@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from .core import InputError
 from .table import method_name,other_settings,records_frame
 
-# %% ../nbs/31_curves.ipynb #82e8b027
+# %% ../nbs/31_curves.ipynb #8ec72dcd
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
     other,kinds = other_settings(records_frame(records)),{}
@@ -43,7 +43,7 @@ def plot_curves(
     style = _style(kinds)
     memorised = {k:[o for o in v if o['history'][0].get('wrong_as_given') is not None] for k,v in kinds.items()}
     memorised = {k:v for k,v in memorised.items() if v}
-    fig,axs = plt.subplots(2, 2, figsize=(11,7.6), layout='constrained') if memorised else plt.subplots(1, 3, figsize=(13,3.8), layout='constrained')
+    fig,axs = plt.subplots(2, 2, figsize=(9.5,6.8), layout='constrained') if memorised else plt.subplots(1, 3, figsize=(13,3.8), layout='constrained')
     axs = axs.flat
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
@@ -56,6 +56,6 @@ def plot_curves(
         ax.set(xlabel=x, ylabel=y)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if ax.lines: ax.legend(fontsize=8)
+        if ax.lines: ax.legend(fontsize=7)
     fig.suptitle(title)
     return fig

@@ -13,7 +13,7 @@ from scipy import stats
 from .core import InputError
 from .recipe import config_of
 
-# %% ../nbs/30_table.ipynb #9831bb7d
+# %% ../nbs/30_table.ipynb #dde9db34
 def method_name(
     record:dict # A record
 ) -> str:
@@ -43,7 +43,10 @@ def summary(
     res['is_sesemi'] = res.method.str.startswith('SESEMI')
     return res.sort_values(['data','noise','opt','epochs','is_sesemi'], ascending=[True,False,True,True,True], ignore_index=True).drop(columns='is_sesemi')
 
-def mean_std(mean, std): # Percent
+def mean_std(
+    mean:float, # Percent
+    std:float # Of the runs; nan for one
+) -> str:
     "Such as 61.7 ± 2.0"
     return f'{mean:.1f}' if pd.isna(std) else f'{mean:.1f} ± {std:.1f}'
 
