@@ -88,7 +88,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/07_callback.ipynb #0811d59c
+# %% ../nbs/07_callback.ipynb #d48d91b4
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -123,7 +123,7 @@ class SESEMI(TrainingColumns):
         if not 0 < self.turned < 1: raise InputError(f"turned={self.turned}: give a share between 0 and 1")
         if self.size and (self.bn == 'joint' or self._own_batch): raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
 
-    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._fitting,self._on,self._pending,self._logits = None,None,None,(),False,False,None,None
+    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._fitting,self._on,self._pending,self._logits,self._steps = None,None,None,(),False,False,None,None,0
 
     @property
     def _own_batch(self): return isinstance(self.unlabeled, str) and self.unlabeled == 'batch'
@@ -146,7 +146,8 @@ class SESEMI(TrainingColumns):
         if not self._active: return
         if len(self.dls.train) == 0:
             raise InputError(f"the training images do not fill one batch of {self.dls.train.bs}: pass a smaller bs= to the DataLoaders")
-        self._n_images = 0
+        if self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the {self.n_epoch} epochs of the fit")
+        self._n_images,self._steps = 0,0
         self.show_columns()
 
     def before_epoch(self):
@@ -156,7 +157,7 @@ class SESEMI(TrainingColumns):
 
     def after_epoch(self):
         if not self._active: return
-        if self._seen: self.fill_columns(dict(zip(self.columns, self.epoch_means())))
+        self.fill_columns(dict(zip(self.columns, self.epoch_means() if self._seen else [math.nan]*3)))
         self._seen = None
 
     def after_fit(self):
@@ -230,14 +231,14 @@ class SESEMI(TrainingColumns):
     def state_dict(self) -> dict: # Empty before the first step
         "What a fit that goes on in another process needs: rotation head, its optimizer state, position in the unlabeled images"
         if not self._branch: return {}
-        return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images,
+        return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images, steps=self._steps,
                     grads=[p.grad for p in self.rot_head.parameters()])
 
     def load_state_dict(self,
         state:dict # From `state_dict`
     ):
         "Go on from `state` when training begins"
-        if state: self._pending,self._n_images = state,state['n_images']
+        if state: self._pending,self._n_images,self._steps = state,state['n_images'],state.get('steps', 0)
 
     def _go_on(self):
         state,self._pending = self._pending,None
@@ -250,7 +251,8 @@ class SESEMI(TrainingColumns):
 
     # -- one training step
     def before_batch(self):
-        self._turning = self._on and (self._rot_alone or (self.epoch*self.n_iter + self.iter) % self.every == 0)
+        self._turning = self._on and (self._rot_alone or self._steps % self.every == 0)
+        self._steps += self._on
         if not self._turning: return
         self._turn()
         if self._own_batch or self.bn == 'joint':

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['run_on_ray']
 
-# %% ../nbs/29_cluster.ipynb #83508a5e
+# %% ../nbs/29_cluster.ipynb #2378b6cb
 import json,socket,time
 from pathlib import Path
 import torch
 from fastprogress.fastprogress import format_time
 from .core import InputError,RunStopped,one_line,write_text
 from .folder import is_done
+from .recipe import unlabeled_names
 from .record import read_record
 from .study import run_missing
 
-# %% ../nbs/29_cluster.ipynb #eac9b395
+# %% ../nbs/29_cluster.ipynb #fbba5e7c
 def _ray():
     try: import ray
     except ImportError: raise InputError("--engine ray needs Ray: pip install 'sesemi_fastai[ray]'") from None
@@ -35,12 +36,16 @@ def _answers(address):
     except OSError: return False
     return True
 
+def _with_full_paths(config):
+    "Folders that are here, in full: a task of Ray's is at work elsewhere"
+    return {**config, **{k:str(Path(config[k]).resolve()) for k in ('path','unlabeled') if config.get(k) not in (None,*unlabeled_names) and Path(config[k]).exists()}}
+
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"
     started = not ray.is_initialized()
     if started:
         if address and not _answers(address): raise InputError(f"no Ray cluster answers at {address}")
-        try: ray.init(address=address, include_dashboard=False, logging_level='warning', **({} if address else dict(object_store_memory=10**8)))
+        try: ray.init(address=address or 'local', include_dashboard=False, logging_level='warning', **({} if address else dict(object_store_memory=10**8)))
         except (ConnectionError,ValueError,RuntimeError) as e: raise InputError(f"no Ray cluster answers at {address}: {one_line(e)[:100]}") from None
     if not any(o['Alive'] and o['Resources'].get('CPU', 0) >= cpus and o['Resources'].get('GPU', 0) >= gpus for o in ray.nodes()):
         if started: ray.shutdown()
@@ -58,7 +63,7 @@ def run_on_ray(
 ):
     "Train on a Ray cluster those of `runs` that have no finished record in `out`"
     ray,out = _ray(),Path(out).resolve()
-    missing = {k:v for k,v in runs.items() if not is_done(out/k, v)}
+    missing = {k:_with_full_paths(v) for k,v in runs.items() if not is_done(out/k, v)}
     if not missing: return
     started = _connect(ray, address, cpus, gpus)
     try:

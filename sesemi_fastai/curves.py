@@ -11,12 +11,14 @@ import matplotlib.pyplot as plt
 from .core import InputError
 from .table import method_name,other_settings,records_frame
 
-# %% ../nbs/31_curves.ipynb #8ec72dcd
+# %% ../nbs/31_curves.ipynb #ed7a06c8
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
-    other,kinds = other_settings(records_frame(records)),{}
+    df,kinds = records_frame(records),{}
+    other = other_settings(df)
+    if 'opt' in other and df.groupby('opt').lr.nunique().max() == 1: other.pop('lr', None)
     for i,o in enumerate(records):
-        said = [v if k in ('opt','unlabeled') else f'{k} {v}' for k,v in ((k,v.iloc[i]) for k,v in other.items()) if k != 'lr']
+        said = [v if k in ('opt','unlabeled') else f'{k} {v}' for k,v in ((k,v.iloc[i]) for k,v in other.items())]
         kinds.setdefault(', '.join([method_name(o),*said,f"{len(o['history'])} epochs"]), []).append(o)
     return kinds
 
@@ -29,7 +31,7 @@ def _style(kinds):
 
 def _draw(ax, kinds, style, x_of, y_of):
     for name,runs in kinds.items():
-        xs,ys = [x_of(runs[0], i) for i in range(len(runs[0]['history']))],[[y_of(h) for h in o['history']] for o in runs]
+        xs,ys = [x_of(runs[0], i) for i in range(len(runs[0]['history']))],[[float('nan') if (y := y_of(h)) is None else 100*y for h in o['history']] for o in runs]
         for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **style[name])
         ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, marker='o', ms=3, label=name, **style[name])
 
@@ -47,10 +49,10 @@ def plot_curves(
     axs = axs.flat
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
-    _draw(axs[0], kinds, style, passes, lambda h: 100*h['accuracy'])
-    _draw(axs[1], kinds, style, images, lambda h: 100*h['accuracy'])
-    _draw(axs[2], {k:v for k,v in kinds.items() if 'rot_acc' in v[0]['history'][0]}, style, passes, lambda h: 100*h['rot_acc'])
-    if memorised: _draw(axs[3], memorised, style, passes, lambda h: 100*h['wrong_as_given'])
+    _draw(axs[0], kinds, style, passes, lambda h: h['accuracy'])
+    _draw(axs[1], kinds, style, images, lambda h: h['accuracy'])
+    _draw(axs[2], {k:v for k,v in kinds.items() if 'rot_acc' in v[0]['history'][0]}, style, passes, lambda h: h['rot_acc'])
+    if memorised: _draw(axs[3], memorised, style, passes, lambda h: h['wrong_as_given'])
     for ax,x,y in zip(axs, ('labelled passes','thousand images through the network','labelled passes','labelled passes'),
                       ('validation accuracy, %','validation accuracy, %','rotation accuracy (training), %','wrong labels predicted in training, %')):
         ax.set(xlabel=x, ylabel=y)

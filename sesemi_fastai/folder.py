@@ -59,7 +59,11 @@ def options(
     "Those arguments that say what is trained"
     return {k:v for k,v in args.items() if k not in not_options}
 
-# %% ../nbs/26_folder.ipynb #137f7ab2
+# %% ../nbs/26_folder.ipynb #34be146f
+def _same(a, b):
+    "Whether two full configurations are those of one run; how many processes read the images does not matter"
+    return {**a, 'workers':None} == {**b, 'workers':None}
+
 def clear(
     out:str|Path # Folder of a run
 ):
@@ -79,7 +83,7 @@ def claim(
     "Make `out` ready for the run; `InputError` if another run is there"
     ckpts,old = Path(out)/'checkpoints',read_record(out)
     if not args['resume']:
-        if old.get('status') == 'done' and old.get('config') and config_of(old) != config:
+        if old.get('status') == 'done' and old.get('config') and not _same(config_of(old), config):
             raise InputError(f"{out} holds a finished run with other settings: choose another --out")
         if checkpoint_files(ckpts) and saved_args(out) and old.get('status') != 'diverged':
             raise InputError(f"{out} holds a run that is not finished: go on with sesemi-train --resume {out}, or choose another --out")
@@ -95,7 +99,7 @@ def is_done(
     old = read_record(out)
     if old.get('status') != 'done' or not old.get('config'): return False
     was,want = config_of(old),resolved(config)
-    return was == (want if want['path'] else {**want, 'path':was['path']})
+    return _same(was, want if want['path'] else {**want, 'path':was['path']})
 
 def was_begun(
     out:str|Path, # Folder of a run
@@ -103,6 +107,6 @@ def was_begun(
 ) -> bool:
     "Whether the unfinished run in `out` is one of `config`; what is left of another is cleared away"
     args = saved_args(out)
-    same = args is not None and resolved(options(args)) == resolved(config)
+    same = args is not None and _same(resolved(options(args)), resolved(config))
     if not same: clear(out)
     return same

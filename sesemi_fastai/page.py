@@ -16,7 +16,7 @@ from .curves import plot_curves
 from .predictions import plot_confusion,plot_worst
 from .table import conditions,method_name,published_results,result_table
 
-# %% ../nbs/32_page.ipynb #f8bdbf4e
+# %% ../nbs/32_page.ipynb #61c65b94
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}figure{margin:1rem 0}img{max-width:100%;height:auto}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
@@ -53,7 +53,7 @@ def run_pictures(
         seen.add(kind)
         df = pd.read_csv(Path(folder)/'predictions.csv', dtype=dict(label=str, predicted=str), keep_default_na=False)
         pictures[f'Which class was taken for which: {kind}, seed {o["config"]["seed"]}'] = plot_confusion(df)
-        if path: pictures[f'Labels found least likely: {kind}, seed {o["config"]["seed"]}'] = plot_worst(df, path)
+        if path: pictures[f'Labels found least likely: {kind}, seed {o["config"]["seed"]}'] = plot_worst(df, Path(path).parent if Path(path).is_file() else path)
     return pictures
 
 def write_report(

@@ -36,7 +36,7 @@ def recipe_options(
     "What a recipe says about every option"
     return {**_all_options, **choose(recipes, name, 'recipe')}
 
-# %% ../nbs/24_recipe.ipynb #81db8fd4
+# %% ../nbs/24_recipe.ipynb #cef0fd6a
 noisy_datasets = 'nette','woof','mini'
 unlabeled_names = 'none','train','all','batch' # what `unlabeled` means if it is no folder
 
@@ -53,7 +53,8 @@ def resolved(
     name = given.pop('recipe', 'fastai')
     config = {'recipe':name, **recipe_options(name), **given}
     if unknown := set(config)-{'recipe',*_all_options}: raise InputError(f"option {sorted(unknown)[0]!r} is unknown: choose of {', '.join(_all_options)}")
-    if config['lr'] is None: config['lr'] = choose(optimizers, config['opt'], 'optimizer').lr
+    own_opt = 'lr' not in given and config['opt'] != recipe_options(name)['opt'] # the recipe's rate is that of its optimizer
+    if own_opt or config['lr'] is None: config['lr'] = choose(optimizers, config['opt'], 'optimizer').lr
     config['precision'] = chosen_precision(config['precision'], default_device())
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in noisy_datasets else 0
     return {**config, **{k:_last_part(config[k]) for k in ('path','unlabeled') if config[k]}}

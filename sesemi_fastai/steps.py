@@ -53,7 +53,7 @@ def even_steps(
     "`total` steps over `n_epoch` epochs, as evenly as whole numbers can be"
     return lambda epoch: total*(epoch+1)//n_epoch - total*epoch//n_epoch
 
-# %% ../nbs/12_steps.ipynb #cdce79e7
+# %% ../nbs/12_steps.ipynb #9737c1a6
 class MaxSteps(StaysHome):
     "Validate and end the fit after `n` training steps"
     order,run_valid = 110,False
@@ -64,7 +64,9 @@ class MaxSteps(StaysHome):
         self.n,self.steps,self.reached = n,0,False
 
     def before_epoch(self):
-        if self.epoch == 0 and not self._evaluating: self.steps,self.reached = 0,False
+        if self._evaluating: return
+        if self.epoch == 0: self.steps,self.reached = 0,False
+        if self.reached: raise CancelFitException() # a run that goes on had all its steps already
 
     def after_batch(self):
         self.steps += 1
@@ -90,3 +92,4 @@ class MaxSteps(StaysHome):
     ):
         "Go on counting from `state`"
         self.steps = state['steps']
+        self.reached = self.steps >= self.n

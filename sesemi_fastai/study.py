@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = ['run_cost', 'run_missing', 'comparison', 'study_runs', 'read_study', 'study_records']
 
-# %% ../nbs/28_study.ipynb #7a33d97a
+# %% ../nbs/28_study.ipynb #3270eda2
 import sys,time,tomllib
 from itertools import product
 from pathlib import Path
 from fastprogress.fastprogress import format_time
 from .core import InputError,RunStopped,one_line
-from .experiment import train_run
+from .experiment import check_options,train_run
 from .folder import Busy,alone,is_done,was_begun
 from .recipe import resolved
 from .record import read_record
 
-# %% ../nbs/28_study.ipynb #89dba3d4
+# %% ../nbs/28_study.ipynb #52ea51ba
 def run_cost(
     config:dict # Options of a run
 ) -> float: # In forward and backward passes over the labelled images, roughly
     "How long a run takes, compared with others of a study"
     c = resolved(config)
-    rotated = 0 if c['unlabeled'] in ('none','batch') or not c['weight'] else (1 if c['turns'] == 'all' else .25)/c['every']
+    rotated = 0 if c['unlabeled'] in ('none','batch') or not (c['weight'] or c['weight_end']) else (1 if c['turns'] == 'all' else .25)/c['every']
     if c['rot_size']: rotated *= (c['rot_size']/c['size'])**2
     return c['epochs']*(1+rotated)
 
@@ -64,23 +64,29 @@ def _wait_for(folder, n):
     print(f"{n} runs are with other processes; waiting for {folder.name}", flush=True)
     with alone(folder, wait=-1): pass
 
-# %% ../nbs/28_study.ipynb #e0ca2976
+# %% ../nbs/28_study.ipynb #9818be8a
 def comparison(
     epochs:int, # Labelled passes of SESEMI
     seeds, # Seeds; each gives one run of each kind
     **config # What all runs share; for `train_run`
 ) -> dict: # Options of `train_run` by name of the run
     "Plain training and SESEMI at equal labelled passes, and plain training at SESEMI's compute"
+    if resolved(config)['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
     kinds = dict(plain=dict(epochs=epochs, unlabeled='none'), sesemi=dict(epochs=epochs), plain_compute=dict(epochs=2*epochs, unlabeled='none'))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}
 
-# %% ../nbs/28_study.ipynb #495e56a2
+# %% ../nbs/28_study.ipynb #2cb4e191
 def _checked(study, fname):
     "`study` if it has the form of a study file"
     if unknown := set(study)-{'all','grid','method'}: raise InputError(f"{fname}: {sorted(unknown)[0]!r} is unknown; a study has [all], [[grid]] and [method.NAME]")
     grids = study.get('grid')
     if not isinstance(grids, list) or not grids or not all(isinstance(o, dict) for o in grids): raise InputError(f"{fname}: a study needs at least one [[grid]]")
     if empty := [k for g in grids for k,v in g.items() if v == []]: raise InputError(f"{fname}: the list of {empty[0]!r} is empty")
+    methods = study.get('method', {})
+    tables = {'all':study.get('all', {}), **({f'method.{k}':v for k,v in methods.items()} if isinstance(methods, dict) else {'method.NAME':methods})}
+    for name,table in tables.items():
+        if not isinstance(table, dict): raise InputError(f"{fname}: write [{name}], and its options below")
+        if many := [k for k,v in table.items() if isinstance(v, (list,dict))]: raise InputError(f"{fname}: {many[0]} in [{name}] must be one value; lists stand in a [[grid]]")
     return study
 
 def _combinations(grid): return [dict(zip(grid, o)) for o in product(*[v if isinstance(v, list) else [v] for v in grid.values()])]
@@ -90,7 +96,7 @@ def _run_options(study, choice, fname):
     method = choice.get('method')
     if method is not None and method not in study.get('method', {}): raise InputError(f"{fname}: there is no [method.{method}]")
     config = {**study.get('all', {}), **study.get('method', {}).get(method, {}), **{k:v for k,v in choice.items() if k != 'method'}}
-    try: resolved(config)
+    try: check_options(resolved(config))
     except InputError as e: raise InputError(f"{fname}: {e}") from None
     return config
 

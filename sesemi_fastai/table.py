@@ -13,7 +13,7 @@ from scipy import stats
 from .core import InputError
 from .recipe import config_of
 
-# %% ../nbs/30_table.ipynb #dde9db34
+# %% ../nbs/30_table.ipynb #41b6783c
 def method_name(
     record:dict # A record
 ) -> str:
@@ -22,6 +22,8 @@ def method_name(
 
 _figures = 'final','best','passes','images','area','seconds','rotation'
 
+def _percent(share): return float('nan') if share is None else 100*share
+
 def records_frame(
     records # Finished records, as from `read_records`
 ) -> pd.DataFrame: # One row a run; accuracies in percent
@@ -29,10 +31,11 @@ def records_frame(
     return pd.DataFrame([dict(
         **{k:v for k,v in config_of(o).items() if k != 'path'}, data=o['data']['folder'], method=method_name(o),
         final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'], images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
-        rotation=100*o['history'][-1].get('rot_acc', float('nan'))) for o in records])
+        rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records])
 
 def _kinds(df):
-    "Rows that differ in seed and outcome only"
+    "Rows that differ in seed and outcome only; a run that is there twice counts once"
+    df = df.drop_duplicates([k for k in df if k not in _figures])
     return df.groupby([k for k in df if k not in _figures and k != 'seed'], sort=False, dropna=False)
 
 def summary(
@@ -55,7 +58,6 @@ def other_settings(
 ) -> dict: # Columns of text, by name
     "The options in which runs of the same method differ"
     known = {'noise','method','epochs','runs','std','seed',*_figures}
-    if s.method.str.startswith('SESEMI').any(): known.add('unlabeled') # plain training has none
     return {k:s[k].astype(str) for k in s if k not in known and s.groupby('method')[k].nunique(dropna=False).max() > 1}
 
 def result_table(
@@ -85,7 +87,7 @@ def conditions(
             f"{'validation images in the unlabeled stream (transductive)' if any(o['transductive'] for o in records) else 'no validation image in training (not transductive)'}; "
             f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch {one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}.")
 
-# %% ../nbs/30_table.ipynb #81fbe22f
+# %% ../nbs/30_table.ipynb #d5c37e2a
 def paired_difference(
     records, # Finished records
     noise:int, # Percentage of wrong labels
@@ -115,8 +117,8 @@ def against_plain(
         kind = {k:rows[k].iloc[0] for k in df if k not in _figures and k != 'seed'}
         alike = plain[[all(_same(o[k], kind[k]) for k in shared) for _,o in plain.iterrows()]] if len(plain) else plain
         def gain(same):
-            base = alike[(alike[same]/rows[same].mean()-1).abs() < .03].set_index('seed').final
-            d = (rows.set_index('seed').final-base).dropna().sort_index()
+            base = alike[(alike[same]/rows[same].mean()-1).abs() < .03].groupby('seed').final.mean()
+            d = (rows.groupby('seed').final.mean()-base).dropna().sort_index()
             return d if len(d) else None
         res.append(dict(kind=kind, passes=gain('passes'), area=gain('area')))
     return res
@@ -127,6 +129,7 @@ def confidence_interval(
 ) -> tuple[float,float]: # nan for a single seed
     "Student's t interval around the mean"
     if len(d) < 2: return float('nan'),float('nan')
+    if (d == d.iloc[0]).all(): return d.mean(),d.mean()
     return tuple(stats.t.interval(level, len(d)-1, loc=d.mean(), scale=stats.sem(d)))
 
 def _interval(d):

@@ -11,8 +11,8 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                weights=['core'], noise=['core'], scan=['core'], augment=['core'], data=['augment','core','scan'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','phase'],
-               experiment=['arch','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','precision','predictions','recipe','record','robust','scan','steps','stream','weights'],
-               study=['core','experiment','folder','recipe','record'], cluster=['core','folder','record','study'], table=['core','recipe'], curves=['core','table'],
+               experiment=['arch','augment','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','precision','predictions','recipe','record','robust','scan','steps','stream','weights'],
+               study=['core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], table=['core','recipe'], curves=['core','table'],
                page=['core','curves','predictions','table'], loggers=['core'],
                cli=['cluster','core','curves','data','experiment','folder','mini','page','record','scan','stream','study','table','tree'])
 

@@ -118,3 +118,47 @@ def test_a_run_that_diverges_does_not_stop_the_others(mini, tmp_path):
     res = run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar')
     assert res.returncode == 1 and '1 of 2 runs ended early' in res.stderr
     assert [o['config']['opt'] for o in read_records(tmp_path/'s')] == ['ranger']
+
+@pytest.mark.parametrize('options', [dict(max_steps=12, epochs=4), dict(epoch_unit='steps', epochs=27)], ids=['max_steps','steps'])
+def test_a_run_that_ends_at_its_last_step_is_not_trained_on(mini, tmp_path, monkeypatch, options):
+    "Killed after its last checkpoint, before its results are written"
+    import sesemi_fastai.experiment as exp
+    common = dict(dataset='own', path=str(mini), size=32, arch='xresnet18', bs=16, workers=0, precision='fp32', bar=False, export_weights='pth', **options)
+    whole = exp.train_run(out=str(tmp_path/'a'), **common)
+    with monkeypatch.context() as m:
+        def killed(*args): raise KeyboardInterrupt
+        m.setattr(exp, '_leave_results', killed)
+        with pytest.raises(KeyboardInterrupt): exp.train_run(out=str(tmp_path/'b'), **common)
+    again = exp.resume_run(tmp_path/'b', bar=False)
+    assert [again[k] for k in ('status','images','labelled_passes','accuracy')] == [whole[k] for k in ('status','images','labelled_passes','accuracy')]
+    import torch
+    a,b = (torch.load(tmp_path/f'{o}/model.pth', weights_only=True) for o in 'ab')
+    a,b = (o.get('model', o) for o in (a,b))
+    assert all(torch.equal(a[k], b[k]) for k in a if torch.is_tensor(a[k]))
+    assert (tmp_path/'a/predictions.csv').read_text() == (tmp_path/'b/predictions.csv').read_text()
+
+def test_options_that_go_together(mini, tmp_path):
+    "What was asked for is what is trained, or one line says why not"
+    from PIL import Image
+    (tmp_path/'turned').mkdir()
+    for i in range(20):
+        im = Image.new('RGB', (40,40), (i,0,0))
+        exif = im.getexif(); exif[0x0112] = 6
+        im.save(tmp_path/f'turned/{i}.jpg', exif=exif)
+    base = ['--dataset', 'own', '--path', mini, '--epochs', 2, '--no-bar', *small]
+    for args,says in [(['--unlabeled',tmp_path/'turned'], 'lies upright'), (['--rot-only',2], 'shorter than the 2 epochs'), (['--unlabeled','batch','--epoch-unit','unlabeled'], 'unlabeled batch'),
+                      (['--unlabeled-bs',500,'--epoch-unit','unlabeled'], 'smaller unlabeled_bs')]:
+        res = run('sesemi-train', *base, *args)
+        assert res.returncode == 2 and says in res.stderr.strip().splitlines()[-1] and 'Traceback' not in res.stderr, (args,res.stderr)
+    res = run('sesemi-train', *base, '--weight', 0, '--weight-end', 1)
+    o = json.loads(res.stdout.splitlines()[-1])
+    assert o['method'] == 'SESEMI, weight to 1' and o['history'][0]['rot_weight'] < o['history'][1]['rot_weight']
+    res = run('sesemi-compare', tmp_path/'c', '--recipe', 'sesemi-5ep', '--path', mini)
+    assert res.returncode == 2 and '--epoch-unit labelled' in res.stderr
+
+def test_an_epoch_without_rotations_has_empty_columns(mini, tmp_path):
+    res = run('sesemi-train', '--dataset', 'own', '--path', mini, '--epochs', 3, '--every', 1000, '--out', tmp_path/'e', '--no-bar', *small)
+    history = json.loads(res.stdout.splitlines()[-1])['history']
+    assert history[0]['rot_acc'] is not None and [o['rot_acc'] for o in history[1:]] == [None,None]
+    res = run('sesemi-table', tmp_path/'e', '--plot', tmp_path/'p.png')
+    assert res.returncode == 0 and (tmp_path/'p.png').exists(), res.stderr
