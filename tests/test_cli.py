@@ -75,7 +75,7 @@ def test_same_seed_same_record(mini, tmp_path):
     (['--dataset','cifar'], 'choose one of nette'), (['--dataset','wang','--noise','5'], 'no published noisy labels'),
     (['--unlabeled','/no/such/folder'], 'choose none, train, all'), (['--unlabeled','EMPTY'], 'no images below'),
     (['--bs','1000'], 'do not fill one batch'), (['--epochs','0'], 'from 1 to'), (['--weight','-1'], 'from 0 to'), (['--weight','nan'], 'from 0 to'), (['--lr','nan'], 'give a number'), (['--seed','99999999999999'], 'from 0 to'), (['--arch','alexnet'], 'cannot take images of 32 pixels'), (['--arch','googlenet','--size','64'], 'more than class scores'), (['--export-weights','onnx','--out','OUT'], 'choose pth or safetensors'), (['--path','ZIP','--dataset','own'], 'not a CSV file'),
-    (['--bn','both'], "choose 'separate' or 'joint'"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'give a number'), (['--workers','-1'], 'from 0 to'), (['--features','nowhere'], "no module 'nowhere'"),
+    (['--bn','both'], "choose separate or joint"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'give a number'), (['--workers','-1'], 'from 0 to'), (['--features','nowhere'], "no module 'nowhere'"),
     (['--dataset','own','--path','CSV'], "no column 'label'"), (['--lr','fast'], 'invalid float value')], ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_wrong_input_is_one_line_and_status_2(mini, tmp_path, args, words):
     (tmp_path/'empty').mkdir()

@@ -13,7 +13,7 @@ def test_two_nodes_one_killed(tmp_path):
     assert res.returncode == 0, res.stdout[-2000:]+res.stderr[-2000:]
     o = json.loads(res.stdout.splitlines()[-1])
     assert o['killed'] and len(o['under_way']) == 2
-    assert o['status'] == ['done']*3 and o['epochs'] == [6]*3
+    assert o['status'] == ['done']*3 and o['epochs'] == [30]*3
     assert o['resumed'] >= 1, 'the run on the node that died goes on from its checkpoint'
     assert '3 of 3 runs to train, on 2 machines' in res.stdout and '3/3 ' in res.stdout
 

@@ -4,13 +4,8 @@ from pathlib import Path
 from sesemi_fastai.mini import make_mini
 
 def running(out):
-    "Runs that have a finished epoch and are not done"
-    found = {}
-    for f in out.rglob('record.json'):
-        try: o = json.loads(f.read_text())
-        except ValueError: continue
-        if o['status'] == 'running': found[f.parent.name] = len(o['history'])
-    return found
+    "Runs that have written a checkpoint and are not done"
+    return sorted({f.parent.parent.name for f in out.rglob('fit-*.pth')})
 
 def kill_one(cluster, node, out, seen):
     "Once two runs are under way, take the second node away"
@@ -26,12 +21,12 @@ if __name__ == '__main__':
     from sesemi_fastai.cluster import run_on_ray
     folder = Path(sys.argv[1])
     mini = str(make_mini(folder/'mini', 120, 20))
-    runs = {f'run{i}':dict(dataset='own', path=mini, size=32, arch='xresnet18', bs=16, workers=0, epochs=6, seed=i, precision='fp32') for i in range(3)}
+    runs = {f'run{i}':dict(dataset='own', path=mini, size=32, arch='xresnet18', bs=16, workers=0, epochs=30, seed=i, precision='fp32') for i in range(3)}
     node = dict(num_cpus=1, object_store_memory=10**8)
     cluster = Cluster(initialize_head=True, head_node_args=node)
     second = cluster.add_node(**node)
     cluster.wait_for_nodes()
-    seen = dict(running={}, killed=False)
+    seen = dict(running=[], killed=False)
     threading.Thread(target=kill_one, args=(cluster, second, folder/'runs', seen), daemon=True).start()
     run_on_ray(runs, folder/'runs', address=cluster.address, bar=False)
     ray.shutdown()
