@@ -21,7 +21,7 @@ if __name__ == '__main__':
     from sesemi_fastai.cluster import run_on_ray
     folder = Path(sys.argv[1])
     mini = str(make_mini(folder/'mini', 120, 20))
-    runs = {f'run{i}':dict(dataset='own', path=mini, size=32, arch='xresnet18', bs=16, workers=0, epochs=30, seed=i, precision='fp32') for i in range(3)}
+    runs = {f'run{i}':dict(dataset='own', path=mini, size=32, arch='xresnet18', bs=16, workers=0, epochs=12, seed=i, precision='fp32') for i in range(3)}
     node = dict(num_cpus=1, object_store_memory=10**8)
     cluster = Cluster(initialize_head=True, head_node_args=node)
     second = cluster.add_node(**node)
