@@ -2,6 +2,8 @@
 from .core import InputError, RunStopped
 from .rotation import *
 from .model import *
+from .store import ImageStore
+from .batches import StoredImageBlock, StoreDL
 from .stream import *
 from .callback import *
 from .precision import CPUAutocast, best_precision
