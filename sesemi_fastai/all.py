@@ -13,7 +13,7 @@ from .data import *
 from .tree import write_noisy_tree
 from .mini import make_mini, mini_dls
 from .arch import make_model
-from .optim import optimizers, schedules, ranger_gc
+from .optim import optimizers, schedules, ranger_fused, ranger_gc
 from .recipe import recipes
 from .items import ItemIndex
 from .robust import RobustLoss, ELR, GCE, SCE, Bootstrap

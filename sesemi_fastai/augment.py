@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['augmentations', 'GammaCorrection', 'item_tfms']
 
-# %% ../nbs/20_augment.ipynb #3e8c9dae
+# %% ../nbs/20_augment.ipynb #31537171
 import random
+import numpy as np
 from fastai.vision.all import CropPad,FlipItem,PILImage,RandTransform,RandomResizedCrop,Resize
 from .core import InputError,choose
 
-# %% ../nbs/20_augment.ipynb #13df023c
+# %% ../nbs/20_augment.ipynb #41e7e0d4
 class GammaCorrection(RandTransform):
     "Raise the pixels of a training image, taken as 0 to 1, to a random power"
     split_idx,order = 0,2
@@ -27,7 +28,7 @@ class GammaCorrection(RandTransform):
         self.gamma = random.uniform(self.low, self.high)
 
     def encodes(self, x:PILImage):
-        table = [round(255*(v/255)**self.gamma) for v in range(256)]
+        table = np.rint(255*(np.arange(256)/255)**self.gamma).astype(np.uint8).tolist()
         return x.point(table*len(x.getbands()))
 
 # %% ../nbs/20_augment.ipynb #5c309e26

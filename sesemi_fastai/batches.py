@@ -17,14 +17,14 @@ from fastai.vision.all import (Image,PILImage,Tensor,TensorImage,TfmdDL,ToTensor
 from .core import InputError
 from .store import ImageStore
 
-# %% ../nbs/05_batches.ipynb #908d71b0
+# %% ../nbs/05_batches.ipynb #95f20bd5
 class Plan(NamedTuple):
     "What becomes of an image: boxes are (left, top, width, height) in pixels"
     box:tuple # Part of the stored image
     to:tuple|None=None # Width and height that the box is resized to; None leaves it
     window:tuple|None=None # Part of the resized box; None is all of it
     flip:bool=False # Mirrored left to right, at the end
-    table:tuple|None=None # New value of each of 256 grey values; None leaves them
+    table:bytes|None=None # New value of each of 256 grey values; None leaves them
 
     @property
     def size(self): return (self.window or self.box)[2:] if self.window or not self.to else self.to
@@ -45,9 +45,9 @@ class Plan(NamedTuple):
 
     def look_up(self, table) -> 'Plan|None': # None if that cannot be planned
         "The plan with other grey values at the end"
-        return None if self.table else self._replace(table=tuple(table))
+        return None if self.table else self._replace(table=bytes(table))
 
-# %% ../nbs/05_batches.ipynb #95facd1f
+# %% ../nbs/05_batches.ipynb #88f3844d
 class LazyImage(PILImage):
     "An image of a store that notes crops, resizes, flips and tables, and has no pixels until somebody asks"
     def __init__(self,
@@ -81,12 +81,13 @@ class LazyImage(PILImage):
     @im.setter
     def im(self, im): self._im = im
 
-    def _do_crop_pad(self, sz, tl, orig_sz, pad_mode, resize_mode, resize_to):
-        (l,t),(w,h) = tl,sz
-        inside = self.is_lazy and min(l, t) >= 0 and l+w <= self.size[0] and t+h <= self.size[1]
+    def crop_pad(self, size, tl=None, orig_sz=None, pad_mode='zeros', resize_mode=BILINEAR, resize_to=None):
+        (W,H),(w,h) = self._size,(size,size) if isinstance(size, int) else size
+        l,t = ((W-w)//2,(H-h)//2) if tl is None else tl
+        inside = self.is_lazy and min(l, t) >= 0 and l+w <= W and t+h <= H
         plan = self.plan.crop(l, t, w, h) if inside else None
         if plan and resize_to is not None: plan = plan.resize(*resize_to) if resize_mode == BILINEAR else None
-        return self._planned(plan) if plan else super()._do_crop_pad(sz, tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to)
+        return self._planned(plan) if plan else super().crop_pad(size, tl=tl, orig_sz=orig_sz, pad_mode=pad_mode, resize_mode=resize_mode, resize_to=resize_to)
 
     def flip_lr(self): return self._planned(self.plan.mirror()) if self.is_lazy else super().flip_lr()
 
@@ -104,29 +105,29 @@ def made_by_pillow(
     if plan.to: im = im.resize(plan.to, BILINEAR)
     if plan.window: im = im.crop((*plan.window[:2], plan.window[0]+plan.window[2], plan.window[1]+plan.window[3]))
     if plan.flip: im = im.transpose(Image.FLIP_LEFT_RIGHT)
-    return im.point(plan.table*3) if plan.table else im
+    return im.point(list(plan.table)*3) if plan.table else im
 
-# %% ../nbs/05_batches.ipynb #57580568
+# %% ../nbs/05_batches.ipynb #547fabdc
 def _one(px, plan, out):
     "The planned pixels of one image, into `out` [C,H,W]"
     l,t,w,h = plan.box
     x = torch.from_numpy(px)[t:t+h,l:l+w].permute(2,0,1)
     if plan.to and plan.to != (w,h): x = F.interpolate(x[None], plan.to[::-1], mode='bilinear', antialias=True)[0]
     if plan.window: l,t,w,h = plan.window; x = x[:,t:t+h,l:l+w]
+    if plan.table: x = _looked_up(x, plan.table)
     out.copy_(x.flip(-1) if plan.flip else x)
 
-def _looked_up(x, plans):
-    "The values of `x` through the plans' tables"
-    tables = torch.tensor([o.table or range(256) for o in plans], dtype=torch.uint8, device=x.device)
-    return tables.gather(1, x.reshape(len(x), -1).long()).view(x.shape)
+def _looked_up(x, table):
+    "The values of `x` through a table"
+    return torch.frombuffer(bytearray(x.contiguous().numpy().tobytes().translate(table)), dtype=torch.uint8).view(x.shape)
 
 def _on_cpu(store, ims):
     w,h = ims[0].size
     x = torch.empty(len(ims), 3, h, w, dtype=torch.uint8)
-    for im,out in zip(ims, x): _one(store[im.row], im.plan, out)
+    for im,out in zip(ims, x.unbind()): _one(store[im.row], im.plan, out)
     return x
 
-# %% ../nbs/05_batches.ipynb #6fe1c9b0
+# %% ../nbs/05_batches.ipynb #33a58f93
 def resize_weights(
     length, # Source pixels of each image, [B]
     to, # Pixels that these are resized to, [B]
@@ -163,8 +164,10 @@ def _on_device(store, ims):
     x = store.device_pixels[place[...,None] + torch.arange(3, device=device)].float()
     x = torch.bmm(wy, x.flatten(2)).view(len(ims), h, -1, 3)
     x = torch.einsum('bow,bhwc->bcho', wx, x).round_().clamp_(0, 255).to(torch.uint8)
-    flip = there([o.flip for o in plans])
-    return torch.where(flip[:,None,None,None], x.flip(-1), x)
+    x = torch.where(there([o.flip for o in plans])[:,None,None,None], x.flip(-1), x)
+    if not any(o.table for o in plans): return x
+    tables = there(np.frombuffer(b''.join(o.table or bytes(range(256)) for o in plans), np.uint8).reshape(-1, 256).copy())
+    return tables.gather(1, x.flatten(1).long()).view(x.shape)
 
 def planned_batch(
     ims:list # Lazy images of one store that shall have one size
@@ -172,8 +175,7 @@ def planned_batch(
     "The pixels of a batch of lazy images"
     if len(sizes := {o.size for o in ims}) > 1: raise InputError(f"images of {len(sizes)} sizes do not make a batch: add a crop or a resize to one size to the item transforms")
     store = ims[0].store
-    x = (_on_cpu if store.device_pixels is None else _on_device)(store, ims)
-    return TensorImage(_looked_up(x, [o.plan for o in ims]) if any(o.plan.table for o in ims) else x)
+    return TensorImage((_on_cpu if store.device_pixels is None else _on_device)(store, ims))
 
 # %% ../nbs/05_batches.ipynb #33f19125
 class StoredImage(Transform):

@@ -7,6 +7,7 @@ from torch import nn
 from fastai.vision.all import (Adam, Callback, CancelFitException, CSVLogger, CutMix, GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam,
                                Resize, SaveModelCallback, SGD, accuracy, get_image_files, load_learner, ranger, resnet18,
                                vision_learner)
+from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI, HeadInOptimizer
 from sesemi_fastai.core import InputError
 from conftest import tiny_model
@@ -171,8 +172,8 @@ wrapped_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, ne
 wrapped_adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 def lookahead_adamw(params, lr): return Lookahead(OptimWrapper(params, opt=torch.optim.AdamW, lr=lr))
 
-@pytest.mark.cell('Optimizers', 'SGD, Adam, RAdam, ranger, Lamb, torch SGD-Nesterov, torch AdamW, Lookahead of it; optimizer made before and after the callback is added; save and load with its state')
-@pytest.mark.parametrize('opt_func', [SGD, Adam, RAdam, ranger, Lamb, wrapped_sgd, wrapped_adamw, lookahead_adamw], ids=['SGD','Adam','RAdam','ranger','Lamb','torch SGD','torch AdamW','Lookahead of torch AdamW'])
+@pytest.mark.cell('Optimizers', 'SGD, Adam, RAdam, ranger, ranger_fused, Lamb, torch SGD-Nesterov, torch AdamW, Lookahead of it; optimizer made before and after the callback is added; save and load with its state')
+@pytest.mark.parametrize('opt_func', [SGD, Adam, RAdam, ranger, ranger_fused, Lamb, wrapped_sgd, wrapped_adamw, lookahead_adamw], ids=['SGD','Adam','RAdam','ranger','ranger_fused','Lamb','torch SGD','torch AdamW','Lookahead of torch AdamW'])
 @pytest.mark.parametrize('fitted_before', [False,True])
 def test_head_trains_in_the_optimizer_and_leaves_it(make_learn, opt_func, fitted_before):
     learn = make_learn(opt_func=opt_func)

@@ -1,6 +1,7 @@
 "What the callback must not touch: plain training, its random numbers, its batches"
 import torch, pytest
 from fastai.vision.all import Callback, SGD, ranger
+from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 
 class Keep(Callback):
@@ -23,7 +24,7 @@ def same(a, b): return all(torch.equal(p,q) for p,q in zip(a.model.state_dict().
 
 @pytest.mark.cell('Learner', 'weight 0 is plain training, step for step')
 @pytest.mark.parametrize('bn', ['separate','joint'])
-@pytest.mark.parametrize('opt_func', [SGD, ranger])
+@pytest.mark.parametrize('opt_func', [SGD, ranger, ranger_fused])
 def test_weight_zero_is_plain_training(make_learn, bn, opt_func):
     (a,ka),(b,kb) = trained(make_learn, opt_func=opt_func),trained(make_learn, SESEMI(weight=0, bn=bn), opt_func=opt_func)
     assert len(ka.sup) >= 20 and ka.sup == kb.sup

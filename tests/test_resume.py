@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, ranger, resnet18, vision_learner)
+from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
@@ -29,10 +30,10 @@ class Crash(Callback):
 torch_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True))
 torch_adam = partial(OptimWrapper, opt=torch.optim.AdamW)
 
-@pytest.mark.cell('Resume', 'SGD, Adam, ranger, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; MixUp; gradient accumulation; bf16')
-@pytest.mark.parametrize('kwargs', [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
+@pytest.mark.cell('Resume', 'SGD, Adam, ranger, ranger_fused, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; MixUp; gradient accumulation; bf16')
+@pytest.mark.parametrize('kwargs', [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=ranger_fused), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
     dict(bn='joint'), dict(precision='bf16', opt_func=ranger), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(cbs=[partial(GradientAccumulation, 40)]), dict(precision='bf16'),
-    dict(form=dict(turns='one', every=3)), dict(form=dict(unlabeled='batch')), dict(form=dict(size=24, rot_only=1)), dict(cbs=[partial(StepsPerEpoch, 11)])], ids=['SGD','Adam','ranger','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation','accumulation over the end','bf16','one turn, every third step','own batch','smaller, rotations first','epochs of 11 steps'])
+    dict(form=dict(turns='one', every=3)), dict(form=dict(unlabeled='batch')), dict(form=dict(size=24, rot_only=1)), dict(cbs=[partial(StepsPerEpoch, 11)])], ids=['SGD','Adam','ranger','ranger_fused','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation','accumulation over the end','bf16','one turn, every third step','own batch','smaller, rotations first','epochs of 11 steps'])
 def test_resumed_is_uninterrupted(make_learn, tmp_path, kwargs):
     kwargs = dict(kwargs)
     bn,workers,cbs,precision,form = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision', 'fp32'),kwargs.pop('form', {})
