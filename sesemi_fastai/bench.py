@@ -73,7 +73,7 @@ class BareStep:
         _sync(self.device)
         return time.perf_counter()-began
 
-# %% ../nbs/32_bench.ipynb #70ff3688
+# %% ../nbs/32_bench.ipynb #573b2cae
 class _Files(torch.utils.data.Dataset):
     def __init__(self, files, labels, tfm): self.files,self.labels,self.tfm = files,labels,tfm
     def __len__(self): return len(self.files)
@@ -97,7 +97,10 @@ class PublishedLoop(BareStep):
     def __init__(self,
         files, # Training images
         labels, # Their classes as numbers
-        arch:str, size:int, bs:int, device, # As for `BareStep`
+        arch:str, # Name of the network
+        size:int, # Side of the images, pixels
+        bs:int, # Unlabeled images in a step
+        device, # Where it runs
         workers:int=0 # Loader processes
     ):
         from torchvision import transforms as T
@@ -235,7 +238,7 @@ def take_turns(
     for i,k in progress(plan): rounds[i][k] = runners[k].run(steps[k])/steps[k]
     return pd.DataFrame(rounds)[list(runners)]
 
-# %% ../nbs/32_bench.ipynb #5d1cb900
+# %% ../nbs/32_bench.ipynb #1f4d32b5
 def _best(times, what): return times[next(k for k in reversed(times.columns) if k.startswith(what))]
 
 def speed_ratios(
@@ -264,7 +267,8 @@ def import_seconds(
     return [float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout) for _ in progress(range(repeats))]
 
 def speed_record(
-    df:pd.DataFrame, path:str|Path, # As for `contenders`
+    df:pd.DataFrame, # As for `contenders`
+    path:str|Path, # As for `contenders`
     repeats:int=5, # Rounds
     seconds:float=1.5, # That the steps of one contender in one round shall take, about
     **kwargs # For `contenders`

@@ -12,9 +12,10 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','phase'],
                experiment=['arch','augment','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','precision','predictions','recipe','record','robust','scan','steps','stream','weights'],
-               study=['core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], table=['core','recipe'], curves=['core','table'],
+               study=['core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','record','rotation','stream'],
+               scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','table'],
                page=['core','curves','predictions','table'], loggers=['core'],
-               cli=['cluster','core','curves','data','experiment','folder','mini','page','record','scan','stream','study','table','tree'])
+               cli=['bench','cluster','core','curves','data','experiment','folder','mini','page','record','scale','scan','stream','study','table','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"
