@@ -152,7 +152,7 @@ def sesemi_study(
             for k,v in runs.items(): print('done   ' if is_done(out/k, v) else 'missing', k)
         else: raise InputError(f"{what!r} is unknown: choose run, table, plot or list")
 
-# %% ../nbs/38_cli.ipynb #a26fe42d
+# %% ../nbs/38_cli.ipynb #575e1eeb
 def _bench_speed(path, noise, out, **kwargs):
     dls_path = Path(path) if path else None
     df = noisy_table(dls_path, noise) if dls_path else None
@@ -182,14 +182,15 @@ def sesemi_bench(
     bs:int=16, # speed: unlabeled images in a step; four times as many labelled and rotated ones
     workers:int=0, # speed: loader processes where files are decoded
     repeats:int=5, # speed: rounds
+    seconds:float=1.5, # That the steps of one contender in one round take, about
     store:str='auto', # speed: folder of the decoded images; auto for one beside fastai's data
     out:str=None, # JSON file to write; scale draws its curves beside it
 ):
     "Measure how fast training is, on a machine that does nothing else"
     _draw_to_files()
     with _one_line_errors():
-        if what == 'speed': _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, repeats=repeats, store=store)
-        elif what == 'scale': _bench_scale(out, arch=arch)
+        if what == 'speed': _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, repeats=repeats, seconds=seconds, store=store)
+        elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
 # %% ../nbs/38_cli.ipynb #2df3c23b

@@ -1,0 +1,118 @@
+"What the callback costs, counted instead of timed; the bench; no waiting for a GPU"
+import json, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.vision.all import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+import sesemi_fastai
+from sesemi_fastai.all import SESEMI, Memorisation
+from sesemi_fastai.checkpoint import FiniteLoss
+from conftest import tiny_model
+from test_callback import fit
+from test_cli import run
+
+package = str(Path(sesemi_fastai.__file__).parent)
+
+class Calls(Callback):
+    "Counts calls of functions from this package's code, of its own and of others, in training steps after the first"
+    order = 1000
+    def before_fit(self): self.n,self.steps = 0,0
+    def before_batch(self):
+        if self.training and self.steps == 1: sys.setprofile(self._look)
+    def after_batch(self): self.steps += self.training
+    def before_validate(self): sys.setprofile(None)
+    def _look(self, frame, event, arg):
+        if event == 'call' and frame.f_code.co_filename.startswith(package): self.n += 1
+        if event == 'c_call' and frame.f_code.co_filename.startswith(package): self.n += 1
+    @property
+    def per_step(self): return self.n/(self.steps-1)
+
+class Ops(TorchDispatchMode):
+    "Counts PyTorch operations"
+    n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += 1
+        return func(*args, **(kwargs or {}))
+
+class Twice(SESEMI):
+    "A callback that does everything twice"
+    def before_batch(self):
+        super().before_batch()
+        if self._turning: self._turn()
+    def after_loss(self):
+        before = self.learn.loss_grad
+        super().after_loss()
+        self.learn.loss_grad = before
+        super().after_loss()
+
+def calls_per_step(make_learn, cls):
+    look = Calls()
+    try: fit(make_learn(cbs=[cls(bs=4), look]), 1)
+    finally: sys.setprofile(None)
+    return look.per_step
+
+most_calls = 180 # a step took 124 when this was written
+
+def test_the_callback_does_not_do_more_than_it_did(make_learn):
+    "The guard against a slower callback: a count is the same on a busy machine"
+    assert calls_per_step(make_learn, SESEMI) < most_calls
+
+def test_the_guard_sees_a_doubled_overhead(make_learn): assert calls_per_step(make_learn, Twice) > most_calls
+
+def ops_of_a_step(make_learn, *cbs):
+    class Step(Callback):
+        "Operations of the second training step"
+        order = -1000
+        def before_fit(self): self.steps,self.mode = 0,Ops()
+        def before_batch(self):
+            if self.training and self.steps == 1: self.mode.__enter__()
+        def after_batch(self):
+            if not self.training: return
+            if self.steps == 1: self.mode.__exit__(None, None, None)
+            self.steps += 1
+    look = Step()
+    fit(make_learn(cbs=[look, *cbs]), 1)
+    return look.mode.n
+
+def forward_and_backward(make_learn):
+    "Operations of a forward and backward pass with a loss on top"
+    model,mode = tiny_model(n_out=4).train(),Ops()
+    x,y = torch.randn(8,3,32,32),torch.zeros(8, dtype=torch.long)
+    torch.nn.functional.cross_entropy(model(x), y).backward() # gradients are there from here on, as in a second step
+    with mode: torch.nn.functional.cross_entropy(model(x), y).backward()
+    return mode.n
+
+most_ops = 62 # beside the extra forward and backward pass; 41 when this was written
+
+def test_operations_beside_the_extra_pass(make_learn):
+    other = ops_of_a_step(make_learn)+forward_and_backward(make_learn)
+    assert 0 < ops_of_a_step(make_learn, SESEMI(bs=4))-other < most_ops < ops_of_a_step(make_learn, Twice(bs=4))-other
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_no_event_of_a_step_waits_for_the_gpu(make_learn):
+    "fastai's own Recorder copies the loss to the CPU in each step; our callbacks must not wait"
+    class Watched:
+        def __call__(self, event):
+            watch = self.training and event in ('before_batch','after_pred','after_loss','after_backward','after_batch') and getattr(self, 'train_iter', 0) > 1
+            torch.cuda.set_sync_debug_mode('error' if watch else 'default')
+            try: return super().__call__(event)
+            finally: torch.cuda.set_sync_debug_mode('default')
+    cbs = [type(f'Watched{c.__name__}', (Watched,c), {})(*args) for c,args in ((SESEMI,()),(Memorisation,()),(FiniteLoss,()))]
+    learn = make_learn(cbs=cbs)
+    learn.dls.cuda()
+    learn.model.cuda()
+    fit(learn, 1)
+
+def test_bench_writes_a_record(tmp_path):
+    out = tmp_path/'speed.json'
+    res = run('sesemi-bench', 'speed', '--arch', 'xresnet10_half', '--size', '32', '--bs', '4', '--repeats', '1', '--seconds', '.05', '--store', tmp_path/'store', '--out', out)
+    assert res.returncode == 0, res.stderr
+    o = json.loads(out.read_text())
+    assert len(o['seconds']) == 10 and set(o['ratios']) and o['settings']['bs'] == 4 and o['commit'] and o['data'] and not str(tmp_path) in out.read_text()
+    assert 'bare step, fp32' in res.stdout and 'speed of the bare step that training reaches' in res.stdout
+
+@pytest.mark.parametrize('args,says', [(['fast'], 'choose speed or scale'), (['speed','--repeats','0'], 'at least one round'), (['speed','--arch','vgg11','--size','32'], 'linear layer'), (['speed','--path','nowhere'], 'no folder nowhere')])
+def test_bench_names_a_mistake_in_one_line(tmp_path, args, says):
+    res = run('sesemi-bench', *args)
+    assert res.returncode == 2 and says in res.stderr and 'Traceback' not in res.stderr, res.stderr
