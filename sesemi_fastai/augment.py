@@ -31,11 +31,11 @@ class GammaCorrection(RandTransform):
         table = np.rint(255*(np.arange(256)/255)**self.gamma).astype(np.uint8).tolist()
         return x.point(table*len(x.getbands()))
 
-# %% ../nbs/20_augment.ipynb #5c309e26
+# %% ../nbs/20_augment.ipynb #6d800dc9
 def _fastai(size, min_scale=.35): return [RandomResizedCrop(size, min_scale=min_scale), FlipItem()]
 
 def _sesemi(size, min_scale=.2):
-    return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3), GammaCorrection(), FlipItem()]
+    return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3, split_idx=1), GammaCorrection(), FlipItem()]
 
 augmentations = dict(fastai=_fastai, sesemi=_sesemi)
 

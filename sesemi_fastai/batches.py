@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'LazyImage', 'made_by_pillow', 'resize_weights', 'planned_batch', 'StoredImage', 'StoreDL', 'StoredImageBlock']
 
-# %% ../nbs/05_batches.ipynb #32a6515e
+# %% ../nbs/05_batches.ipynb #4dd7fb8c
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -13,7 +13,7 @@ import torch, torch.nn.functional as F
 from torch.utils.data import default_collate
 from plum import NotFoundLookupError
 from fastai.vision.all import (Image,PILImage,Tensor,TensorImage,TfmdDL,ToTensor,Transform,RandTransform,TransformBlock,IntToFloatTensor,
-                               delegates,SkipItemException,BILINEAR,compose_tfms,is_listy)
+                               delegates,SkipItemException,BILINEAR,compose_tfms)
 from .core import InputError
 from .store import ImageStore
 
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
         "The plan with other grey values at the end"
         return None if self.table else self._replace(table=bytes(table))
 
-# %% ../nbs/05_batches.ipynb #88f3844d
+# %% ../nbs/05_batches.ipynb #1c22e0fd
 class LazyImage(PILImage):
     "An image of a store that notes crops, resizes, flips and tables, and has no pixels until somebody asks"
     def __init__(self,
@@ -66,8 +66,8 @@ class LazyImage(PILImage):
     def _planned(self, plan):
         "A lazy image with another plan"
         new = LazyImage.__new__(LazyImage)
-        Image.Image.__init__(new)
-        return new._plan(self.store, self.row, plan)
+        new.__dict__ = {**self.__dict__, 'plan':plan, '_size':plan.size, 'info':{}}
+        return new
 
     @property
     def is_lazy(self) -> bool:
@@ -84,6 +84,7 @@ class LazyImage(PILImage):
     def crop_pad(self, size, tl=None, orig_sz=None, pad_mode='zeros', resize_mode=BILINEAR, resize_to=None):
         (W,H),(w,h) = self._size,(size,size) if isinstance(size, int) else size
         l,t = ((W-w)//2,(H-h)//2) if tl is None else tl
+        if (l,t,w,h) == (0,0,W,H) and resize_to is None: return self
         inside = self.is_lazy and min(l, t) >= 0 and l+w <= W and t+h <= H
         plan = self.plan.crop(l, t, w, h) if inside else None
         if plan and resize_to is not None: plan = plan.resize(*resize_to) if resize_mode == BILINEAR else None
@@ -92,7 +93,7 @@ class LazyImage(PILImage):
     def flip_lr(self): return self._planned(self.plan.mirror()) if self.is_lazy else super().flip_lr()
 
     def point(self, lut, mode=None):
-        plan = self.plan.look_up(lut[:256]) if self.is_lazy and mode is None and is_listy(lut) and lut == lut[:256]*3 else None
+        plan = self.plan.look_up(lut[:256]) if self.is_lazy and mode is None and isinstance(lut, list) and lut == lut[:256]*3 else None
         return self._planned(plan) if plan else super().point(lut, mode)
 
 def made_by_pillow(
@@ -107,15 +108,15 @@ def made_by_pillow(
     if plan.flip: im = im.transpose(Image.FLIP_LEFT_RIGHT)
     return im.point(list(plan.table)*3) if plan.table else im
 
-# %% ../nbs/05_batches.ipynb #547fabdc
+# %% ../nbs/05_batches.ipynb #5d667016
 def _one(px, plan, out):
-    "The planned pixels of one image, into `out` [C,H,W]"
+    "The planned pixels of one image but for the mirror, into `out` [C,H,W]"
     l,t,w,h = plan.box
-    x = torch.from_numpy(px)[t:t+h,l:l+w].permute(2,0,1)
+    x = torch.from_numpy(px[t:t+h,l:l+w]).permute(2,0,1)
     if plan.to and plan.to != (w,h): x = F.interpolate(x[None], plan.to[::-1], mode='bilinear', antialias=True)[0]
     if plan.window: l,t,w,h = plan.window; x = x[:,t:t+h,l:l+w]
     if plan.table: x = _looked_up(x, plan.table)
-    out.copy_(x.flip(-1) if plan.flip else x)
+    out.copy_(x)
 
 def _looked_up(x, table):
     "The values of `x` through a table"
@@ -125,6 +126,7 @@ def _on_cpu(store, ims):
     w,h = ims[0].size
     x = torch.empty(len(ims), 3, h, w, dtype=torch.uint8)
     for im,out in zip(ims, x.unbind()): _one(store[im.row], im.plan, out)
+    if flip := [i for i,im in enumerate(ims) if im.plan.flip]: x[flip] = x[flip].flip(-1)
     return x
 
 # %% ../nbs/05_batches.ipynb #33a58f93
@@ -177,7 +179,7 @@ def planned_batch(
     store = ims[0].store
     return TensorImage((_on_cpu if store.device_pixels is None else _on_device)(store, ims))
 
-# %% ../nbs/05_batches.ipynb #33f19125
+# %% ../nbs/05_batches.ipynb #36d8e3d0
 class StoredImage(Transform):
     "Opens an image file: lazily if it is in the store"
     def __init__(self, store):
@@ -220,7 +222,7 @@ class _Known:
 
 def _simple(item):
     "An image of a store with nothing but numbers beside it"
-    return is_listy(item) and isinstance(item[0], LazyImage) and all(isinstance(o, Tensor) and not o.ndim for o in item[1:])
+    return isinstance(item, tuple) and isinstance(item[0], LazyImage) and all(isinstance(o, Tensor) and not o.ndim for o in item[1:])
 
 class StoreDL(TfmdDL):
     "A `TfmdDL` that makes the pixels of lazy images batch by batch"

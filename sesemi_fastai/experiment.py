@@ -97,7 +97,7 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/29_experiment.ipynb #bd511930
+# %% ../nbs/29_experiment.ipynb #dbdf1671
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -188,7 +188,7 @@ def _onto_gpu(dls, share=.4):
     if dls.store is None or dls.train.fake_l.num_workers or torch.device(dls.device).type != 'cuda': return
     if dls.store.pixels.nbytes < share*torch.cuda.mem_get_info(dls.device)[0]: dls.store.to(dls.device)
 
-def _set_up(path, config, files_of, out, store):
+def _set_up(path, config, files_of, out, store=None):
     "Learner, record, fastai's number of epochs, and callbacks of a run"
     recipe,seed = optimizers[config['opt']],config['seed']
     set_seed(seed, reproducible=True)
