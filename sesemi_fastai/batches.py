@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['Plan', 'LazyImage', 'made_by_pillow', 'resize_weights', 'planned_batch', 'StoredImage', 'StoreDL', 'StoredImageBlock']
 
-# %% ../nbs/05_batches.ipynb #4dd7fb8c
+# %% ../nbs/05_batches.ipynb #46459d17
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -108,7 +111,7 @@ def made_by_pillow(
     if plan.flip: im = im.transpose(Image.FLIP_LEFT_RIGHT)
     return im.point(list(plan.table)*3) if plan.table else im
 
-# %% ../nbs/05_batches.ipynb #5d667016
+# %% ../nbs/05_batches.ipynb #9a5083a7
 def _one(px, plan, out):
     "The planned pixels of one image but for the mirror, into `out` [C,H,W]"
     l,t,w,h = plan.box
@@ -122,14 +125,21 @@ def _looked_up(x, table):
     "The values of `x` through a table"
     return torch.frombuffer(bytearray(x.contiguous().numpy().tobytes().translate(table)), dtype=torch.uint8).view(x.shape)
 
+@lru_cache(maxsize=1)
+def _threads(n, pid): return ThreadPoolExecutor(n) # a forked process has none of its parent's threads
+
 def _on_cpu(store, ims):
     w,h = ims[0].size
     x = torch.empty(len(ims), 3, h, w, dtype=torch.uint8)
-    for im,out in zip(ims, x.unbind()): _one(store[im.row], im.plan, out)
+    jobs,n = list(zip(ims, x.unbind())),min(4, torch.get_num_threads())
+    def make(part):
+        for im,out in part: _one(store[im.row], im.plan, out)
+    if n == 1: make(jobs) # as in a loader process
+    else: list(_threads(n, os.getpid()).map(make, [jobs[i::n] for i in range(n)]))
     if flip := [i for i,im in enumerate(ims) if im.plan.flip]: x[flip] = x[flip].flip(-1)
     return x
 
-# %% ../nbs/05_batches.ipynb #33a58f93
+# %% ../nbs/05_batches.ipynb #2fa4ba6f
 def resize_weights(
     length, # Source pixels of each image, [B]
     to, # Pixels that these are resized to, [B]
@@ -159,11 +169,11 @@ def _on_device(store, ims):
     device,plans,(w,h) = store.device_pixels.device,[o.plan for o in ims],ims[0].size
     def there(o): return torch.tensor(o, device='cpu').to(device, non_blocking=True)
     rows = [o.row for o in ims]
-    offset,width = there(store.offsets[rows]),there(store.shapes[rows,1].astype(np.int64))
+    offset,width = there(store.offsets[rows]//3),there(store.shapes[rows,1].astype(np.int64)) # in pixels
     (l,bw,wx),(t,bh,wy) = _axis(plans, 0, w, device),_axis(plans, 1, h, device)
     ys,xs = (torch.minimum(torch.arange(o.shape[-1], device=device), n[:,None]-1) for o,n in ((wy,bh),(wx,bw)))
-    place = offset[:,None,None] + 3*((t[:,None]+ys)[:,:,None]*width[:,None,None] + (l[:,None]+xs)[:,None,:])
-    x = store.device_pixels[place[...,None] + torch.arange(3, device=device)].float()
+    place = offset[:,None,None] + (t[:,None]+ys)[:,:,None]*width[:,None,None] + (l[:,None]+xs)[:,None,:]
+    x = store.device_pixels.view(-1, 3)[place].float()
     x = torch.bmm(wy, x.flatten(2)).view(len(ims), h, -1, 3)
     x = torch.einsum('bow,bhwc->bcho', wx, x).round_().clamp_(0, 255).to(torch.uint8)
     x = torch.where(there([o.flip for o in plans])[:,None,None,None], x.flip(-1), x)
