@@ -98,7 +98,7 @@ def scale_record(
     return dict(kind='scale', settings=dict(arch='resnet18') | kwargs, best=best_precision(default_device()), points=[{k:round(v, 7) if isinstance(v, float) else v for k,v in o.items()} for o in points],
                 **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/33_scale.ipynb #3935ffb8
+# %% ../nbs/33_scale.ipynb #22782c54
 _labels = dict(size='image size, pixels', bs='unlabeled images in a step', images='images in the table', workers='loader workers', processes='processes, side by side')
 
 def along(
@@ -124,7 +124,7 @@ def plot_scale(
         if k in ('size','bs','images'): low.set_xscale('log', base=10 if k == 'images' else 2)
         else: low.set_xticks(df[k])
         if k != 'images': low.set_xticks(df[k], df[k].astype(str)); low.minorticks_off()
-        top.set_ylim(bottom=0); low.set_ylim(bottom=0)
-    axs[0,0].set_ylabel('ms an image'); axs[1,0].set_ylabel('peak memory, MB')
+        for ax,cols in ((top,['step','input']),(low,['memory'])): ax.set_ylim(0, 1.15*df[cols].max(axis=None)*(1e3 if ax is top else 1))
+    axs[0,0].set_ylabel('ms an image'); axs[1,0].set_ylabel('peak memory of\na process, MB')
     axs[0,0].legend(fontsize=8)
     return fig
