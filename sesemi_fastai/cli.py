@@ -112,13 +112,15 @@ def sesemi_table(
         if report: write_report(records, report)
         if plot: plot_curves(records).savefig(plot, dpi=80)
 
-# %% ../nbs/38_cli.ipynb #7768b145
+# %% ../nbs/38_cli.ipynb #ad129b0a
 def _show_study(records):
     print(result_table(records, against=True).to_string(index=False))
     print("Accuracy in percent at the final epoch, mean ± standard deviation; differences from plain training in points, seed by seed, with Student's 95 % interval.")
     print(conditions(records))
-    for noise in sorted({o['config']['noise'] for o in records}, reverse=True):
-        if len(pub := published_results(noise)): print(f'\nPublished by others, {noise}% wrong labels\n{pub.drop(columns="source").to_string(index=False, na_rep="")}')
+    others,names = published_results(),dict(nette='imagenette', wang='imagewang')
+    for noise,dataset in sorted({(o['config']['noise'], names.get(o['config']['dataset'])) for o in records if o['config']['dataset'] in names}, reverse=True):
+        if len(pub := others[(others.dataset == dataset) & (others.pct_noise.fillna(0) == noise)]):
+            print(f'\nPublished by others, {noise}% wrong labels\n{pub.drop(columns="source").to_string(index=False, na_rep="")}')
 
 def _plot_study(records, out):
     for noise in sorted({o['config']['noise'] for o in records}, reverse=True):
