@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['augmentations', 'GammaCorrection', 'item_tfms']
 
-# %% ../nbs/20_augment.ipynb #31537171
+# %% ../nbs/20_augment.ipynb #d55dee3a
 import random
 import numpy as np
 from fastai.vision.all import CropPad,FlipItem,PILImage,RandTransform,RandomResizedCrop,Resize
+from .batches import images_alone
 from .core import InputError,choose
 
 # %% ../nbs/20_augment.ipynb #41e7e0d4
@@ -31,12 +32,13 @@ class GammaCorrection(RandTransform):
         table = np.rint(255*(np.arange(256)/255)**self.gamma).astype(np.uint8).tolist()
         return x.point(table*len(x.getbands()))
 
-# %% ../nbs/20_augment.ipynb #6d800dc9
+# %% ../nbs/20_augment.ipynb #674914da
 def _fastai(size, min_scale=.35): return [RandomResizedCrop(size, min_scale=min_scale), FlipItem()]
 
 def _sesemi(size, min_scale=.2):
     return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3, split_idx=1), GammaCorrection(), FlipItem()]
 
+images_alone.add(GammaCorrection)
 augmentations = dict(fastai=_fastai, sesemi=_sesemi)
 
 def item_tfms(

@@ -227,21 +227,20 @@ def contenders(
     res['input alone, store'] = InputAlone(stored, UnlabeledStream(stored, bs=bs))
     return res
 
-# %% ../nbs/32_bench.ipynb #f1fd91e3
+# %% ../nbs/32_bench.ipynb #c6aeedaa
 def take_turns(
     runners:dict, # Name to something with `run(n)`
     repeats:int=5, # Rounds
     seconds:float=1.5 # That the steps of one contender in one round shall take, about
 ) -> pd.DataFrame: # Seconds of a step: a row a round, a column a contender
     "Time all contenders in turns, in another order in each round"
-    if repeats < 1: raise InputError(f"repeats={repeats}: give at least one round")
     steps = {k:max(2, min(20, round(seconds/o.run(1)))) for k,o in runners.items()}
     rounds = [{} for _ in range(repeats)]
     plan = [(i,k) for i in range(repeats) for k in random.Random(i).sample(list(runners), len(runners))]
     for i,k in progress(plan): rounds[i][k] = runners[k].run(steps[k])/steps[k]
     return pd.DataFrame(rounds)[list(runners)]
 
-# %% ../nbs/32_bench.ipynb #1f4d32b5
+# %% ../nbs/32_bench.ipynb #87c95889
 def _best(times, what): return times[next(k for k in reversed(times.columns) if k.startswith(what))]
 
 def speed_ratios(
@@ -277,6 +276,8 @@ def speed_record(
     **kwargs # For `contenders`
 ) -> dict: # For JSON
     "Measure, and say what was measured on what"
+    if repeats < 1: raise InputError(f"repeats={repeats}: give at least one round")
+    if kwargs.get('workers', 0) < 0: raise InputError(f"workers={kwargs['workers']}: give no negative number")
     runners = contenders(df, path, **kwargs)
     times,imports = take_turns(runners, repeats, seconds),import_seconds(repeats)
     kwargs.pop('store', None)

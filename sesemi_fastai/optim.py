@@ -24,23 +24,30 @@ def centralise(
     "Subtract from the gradient of each output its mean"
     if p.grad.ndim > 1: p.grad.sub_(p.grad.mean(tuple(range(1, p.grad.ndim)), keepdim=True))
 
-# %% ../nbs/24_optim.ipynb #4f76b167
+# %% ../nbs/24_optim.ipynb #31ad5e10
 def _rectification(step, sqr_mom):
     "The factor of the rate; None where there is none yet"
     most = 2/(1-sqr_mom) - 1
     r = most - 2*step*sqr_mom**step/(1-sqr_mom**step)
     return math.sqrt((r-4)*(r-2)*most/((most-4)*(most-2)*r)) if r > 5 else None
 
+def _one_layout(*tensors):
+    "Whether the memory of all is in the same order, as the kernel takes for granted"
+    if any(o.layout != torch.strided for o in tensors): return False
+    formats = [torch.contiguous_format] + [torch.channels_last]*(tensors[0].ndim == 4)
+    return any(all(o.is_contiguous(memory_format=f) for o in tensors) for f in formats)
+
 class FusedRAdam(Optimizer):
-    "fastai's `RAdam` with decoupled weight decay, in PyTorch's fused kernel"
+    "fastai's `RAdam`, in PyTorch's fused kernel"
     def __init__(self,
         params, # Model parameters
         first=(), # Callbacks that change a gradient before anything else is made of it
         **kwargs # For `RAdam`
     ):
+        params = list(params)
         like = RAdam(params, **kwargs)
         super().__init__(params, L(first)+like.cbs, **like.hypers[0])
-        self.first = L(first)
+        self.first,self.decoupled = L(first),kwargs.get('decouple_wd', True)
 
     def step(self, closure=None):
         "One step"
@@ -55,7 +62,7 @@ class FusedRAdam(Optimizer):
     def _alike(self, p, pg, state, hyper):
         "What parameters of one call have in common; None where the kernel does not fit"
         step = state.get('step', 0)+1
-        usable = 'grad_avg' in state and p.dtype == torch.float32 and p.device.type in ('cpu','cuda') and not hyper['beta'] and not p.grad.is_sparse
+        usable = 'grad_avg' in state and p.dtype == torch.float32 and p.device.type in ('cpu','cuda') and not hyper['beta'] and self.decoupled and _one_layout(p, p.grad, state['grad_avg'], state['sqr_avg'])
         if not usable or (r := _rectification(step, hyper['sqr_mom'])) is None: return None
         wd = hyper['wd'] if state.get('do_wd', True) else 0.
         return p.device,step,hyper['lr']*r,wd/r,hyper['mom'],hyper['sqr_mom'],hyper['eps']
@@ -95,7 +102,7 @@ def ranger_gc(
     "fastai's `ranger` with gradient centralisation"
     return _ranger(params, lr, (centralise,), **kwargs)
 
-# %% ../nbs/24_optim.ipynb #2a185d4a
+# %% ../nbs/24_optim.ipynb #3862c364
 class OptRecipe(NamedTuple):
     "An optimizer with everything a Learner needs to use it as meant"
     opt_func:object # For `Learner(opt_func=...)`
@@ -104,8 +111,8 @@ class OptRecipe(NamedTuple):
     wd_bn_bias:bool # Weight decay on BatchNorm and bias parameters as well
 
 optimizers = dict(
-    sgd    = OptRecipe(partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=5e-4, fused=True)), .1, None, True),
-    adam   = OptRecipe(partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.9,.999), weight_decay=0, fused=True)), 1e-3, None, True),
+    sgd    = OptRecipe(partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=5e-4, foreach=True)), .1, None, True),
+    adam   = OptRecipe(partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.9,.999), weight_decay=0, foreach=True)), 1e-3, None, True),
     ranger = OptRecipe(ranger_fused, 8e-3, .01, False),
     ranger_gc = OptRecipe(ranger_gc, 8e-3, .01, False))
 

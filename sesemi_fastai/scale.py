@@ -62,7 +62,7 @@ def cost_point(
     feed = np.median([InputAlone(dls, UnlabeledStream(dls, bs=bs)).run(n)/n for _ in range(3)])
     return dict(step=step/(8*bs), input=feed/(8*bs), memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, set_up=set_up)
 
-# %% ../nbs/33_scale.ipynb #74c1bbe5
+# %% ../nbs/33_scale.ipynb #daef68ce
 base = dict(size=64, bs=16, images=10_000, workers=0, processes=1)
 axes = dict(size=[32,64,128,224], bs=[4,16,64], images=[1_000,10_000,100_000,1_000_000], workers=[0,1,2], processes=[1,2])
 
@@ -92,6 +92,7 @@ def scale_record(
 ) -> dict: # For JSON
     "Measure all points, and say on what"
     if unknown := set(axes)-set(base): raise InputError(f"setting {sorted(unknown)[0]!r} is unknown: choose of {', '.join(base)}")
+    make_model(kwargs.get('arch', 'resnet18'), 2) # a wrong name is told here
     with tempfile.TemporaryDirectory() as folder:
         draw_files(folder)
         points = [_measured(folder, o, kwargs) for o in progress(cost_points(axes))]

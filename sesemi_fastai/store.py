@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['store_key', 'store_bytes', 'store_folder', 'ImageStore']
 
-# %% ../nbs/04_store.ipynb #a69ca2d4
+# %% ../nbs/04_store.ipynb #2e76ec7d
 import hashlib,json,os,shutil,tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
@@ -62,7 +61,7 @@ def store_bytes(
     looked_at = files[::max(1, len(files)//sample)]
     return round(3*np.mean([_pixels_of(f, size) for f in looked_at])*len(files)) if len(files) else 0
 
-# %% ../nbs/04_store.ipynb #f564dbba
+# %% ../nbs/04_store.ipynb #ae068292
 _chunk = 256
 
 def _enough_disk(files, size, parent):
@@ -85,43 +84,41 @@ def _write_pixels(files, size, n_workers, fname):
         os.fsync(out.fileno())
     return np.array(shapes, dtype=np.int32).reshape(-1, 2)
 
-@contextmanager
-def _folder_in_one_go(folder):
-    "A temporary folder that becomes `folder` if the block ends well, and vanishes if not"
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
-    try:
-        yield tmp
-        tmp.rename(folder)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+_files = 'pixels.u8','shapes.npy','store.json' # the last one makes the folder a store
+
+def _leftovers(folder): return list(folder.glob('.building-*'))
 
 def _build(files, folder, size, n_workers, key):
-    for o in folder.parent.glob(f'.{folder.name}.*/'): shutil.rmtree(o, ignore_errors=True) # of a builder that was killed
-    _enough_disk(files, size, folder.parent)
-    try:
-        with _folder_in_one_go(folder) as tmp:
-            shapes = _write_pixels(files, size, n_workers, tmp/'pixels.u8')
-            np.save(tmp/'shapes.npy', shapes)
-            (tmp/'store.json').write_text(json.dumps(dict(key=key, size=size, images=len(files), version=_version)))
-    except OSError as e: raise InputError(f"the decoded images cannot be written to {folder}: {one_line(e)}; choose another folder or a smaller size") from e
+    for o in _leftovers(folder): shutil.rmtree(o, ignore_errors=True) # of a builder that was killed
+    _enough_disk(files, size, folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.building-') as tmp:
+        tmp = Path(tmp)
+        np.save(tmp/'shapes.npy', _write_pixels(files, size, n_workers, tmp/'pixels.u8'))
+        (tmp/'store.json').write_text(json.dumps(dict(key=key, size=size, images=len(files), version=_version)))
+        for o in _files: os.replace(tmp/o, folder/o)
 
 def _has_store(folder, key):
-    "Whether the store of `key` is in `folder`; `InputError` if another one is"
+    "Whether the store of `key` is in `folder`; `InputError` if another one is, or something else"
     try: info = json.loads((folder/'store.json').read_text())
     except FileNotFoundError:
-        if folder.exists() and any(folder.iterdir()): raise InputError(f"{folder} is no store of decoded images, and not empty: choose another folder") from None
+        if folder.exists() and any(o.name not in (*_files,'.lock') for o in folder.iterdir() if o not in _leftovers(folder)):
+            raise InputError(f"{folder} is no store of decoded images, and not empty: choose another folder") from None
         return False
-    except ValueError: info = {}
-    if info.get('key') == key: return True
+    except ValueError: info = None
+    if isinstance(info, dict) and info.get('key') == key: return True
     raise InputError(f"the decoded images in {folder} are stale: they were made from other files, before a file changed, or in another size. Delete that folder, or choose another")
 
 def _opened_or_built(files, folder, size, n_workers, key):
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent/f'.{folder.name}.lock'):
+    try:
         if _has_store(folder, key): return
-        if folder.exists(): folder.rmdir()
-        _build(files, folder, size, n_workers, key)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder/'.lock'):
+            if not _has_store(folder, key): _build(files, folder, size, n_workers, key)
+    except (OSError,ValueError) as e:
+        if isinstance(e, InputError): raise
+        raise InputError(f"the decoded images cannot be kept in {folder}: {one_line(e)}; choose another folder, or a smaller size") from e
 
-# %% ../nbs/04_store.ipynb #ca01ee99
+# %% ../nbs/04_store.ipynb #4990b5fd
 def store_folder() -> Path:
     "Where stores are kept if no folder is given: beside fastai's data"
     return fastai_path('data')/'sesemi_stores'
@@ -144,10 +141,12 @@ class ImageStore:
         self._open()
 
     def _open(self):
-        self.shapes = np.load(self.folder/'shapes.npy')
-        ends = 3*self.shapes.prod(1, dtype=np.int64).cumsum()
+        try:
+            self.shapes = np.load(self.folder/'shapes.npy')
+            ends = 3*self.shapes.prod(1, dtype=np.int64).cumsum()
+            if len(self.shapes) != len(self.index) or (self.folder/'pixels.u8').stat().st_size != ends[-1]: raise ValueError("it has another size")
+        except (OSError,ValueError,EOFError) as e: raise InputError(f"{self.folder} is damaged: delete it, and it is made again") from e
         self.offsets = np.concatenate([[0], ends[:-1]])
-        if (self.folder/'pixels.u8').stat().st_size != ends[-1]: raise InputError(f"{self.folder} is damaged: delete it, and it is made again")
         self.pixels = np.asarray(np.memmap(self.folder/'pixels.u8', mode='c', dtype=np.uint8)) # a plain array is sliced in half the time
 
     def __len__(self): return len(self.index)

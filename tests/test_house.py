@@ -8,7 +8,7 @@ pkg = root/'sesemi_fastai'
 allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], batches=['core','store'], stream=['batches','core','distributed','rotation'], phase=[], columns=['phase'],
                callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], robust=['core','distributed','items','phase'],
                memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
-               weights=['core'], noise=['core'], scan=['core'], augment=['core'], data=['augment','batches','core','scan','store'], tree=['core','data'], mini=['core','noise','data'],
+               weights=['core'], noise=['core'], scan=['core'], augment=['batches','core'], data=['augment','batches','core','scan','store'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','phase'],
                experiment=['arch','augment','callback','checkpoint','core','data','distributed','folder','memory','mini','optim','precision','predictions','recipe','record','robust','scan','steps','stream','weights'],

@@ -3,7 +3,8 @@ import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import random
 import numpy as np, pytest, torch
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, FlipItem, ImageBlock, Learner, RandomResizedCrop, Transform, accuracy,
+from fastai.vision.all import (CategoryBlock, CropPad, CrossEntropyLossFlat, DataBlock, DihedralItem, FlipItem, ImageBlock, Learner, PILImage, RandomCrop,
+                               RandomResizedCrop, RatioResize, Resize, TensorCategory, Transform, accuracy,
                                get_image_files, nn, parent_label, set_seed, xresnet18)
 from PIL import Image
 from sesemi_fastai.all import ELR, SESEMI, ImageStore, InputError, Memorisation, RobustLoss, StoreDL, StoredImageBlock, UnlabeledStream, own_dls, train_run
@@ -85,6 +86,86 @@ def test_an_item_transform_of_the_users_own_sees_a_picture(photos, tmp_path):
     random.seed(3); y = b.train.one_batch()
     assert (x[0]-y[0]).abs().max() < .01
 
+tables = dict(crop=[RandomCrop(32)], pad=[Resize(60, 'pad', pad_mode='zeros'), CropPad(64)], squish=[Resize(32, 'squish')], nearest=[Resize(32, resamples=(Image.NEAREST,Image.NEAREST))],
+    dihedral=[Resize(32), DihedralItem()], twice=[Resize(40), RandomResizedCrop(24, min_scale=.5)], ratio=[RatioResize(40), CropPad(32)], flips=[FlipItem(1.), RandomCrop(32), FlipItem()])
+
+@pytest.mark.parametrize('name', tables)
+def test_transforms_that_cannot_be_planned_get_a_picture(photos, tmp_path, name):
+    files = sorted(photos.rglob('*.png'))
+    store = ImageStore(files, tmp_path/'store')
+    def batches(block):
+        set_seed(0)
+        return list(DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=tables[name]).dataloaders(files, bs=8, num_workers=0).train)
+    for a,b in zip(batches(ImageBlock), batches(StoredImageBlock(store)), strict=True): assert torch.equal(a[1], b[1]) and (a[0]-b[0]).abs().max() < .01
+
+class TurnLabel(Transform):
+    "Acts on the label as well"
+    order,split_idx = 3,0
+    def encodes(self, x:PILImage): return x.flip_lr()
+    def encodes(self, x:TensorCategory): return TensorCategory(1-x)
+
+def test_what_acts_on_labels_acts_on_labels(photos, tmp_path):
+    files = sorted(photos.rglob('*.png'))
+    store = ImageStore(files, tmp_path/'store')
+    def batch(block):
+        set_seed(0)
+        return DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[Resize(32), TurnLabel()]).dataloaders(files, bs=8, num_workers=0).train.one_batch()
+    a,b = batch(ImageBlock),batch(StoredImageBlock(store))
+    assert torch.equal(a[1], b[1]) and (a[0]-b[0]).abs().max() < .01
+
+def test_labels_and_crops_that_change_between_passes_do_so(photos, tmp_path):
+    files,labels = sorted(photos.rglob('*.png')),{}
+    block = StoredImageBlock(ImageStore(files, tmp_path/'store'))
+    block.type_tfms = [*block.type_tfms, lambda im: im.crop_pad(20, (0,0))]
+    dls = DataBlock((block,CategoryBlock(vocab=[0,1])), get_y=lambda o: labels.get(o, 0), item_tfms=Resize(32)).dataloaders(files, bs=8, num_workers=0)
+    first = [(x,y.sum().item()) for x,y in dls.valid]
+    labels.update({o:1 for o in files})
+    second = [(x,y.sum().item()) for x,y in dls.valid]
+    assert all(torch.equal(a, b) and n == 0 and m > 0 for (a,n),(b,m) in zip(first, second))
+
+def test_own_ways_to_put_a_batch_together(photos, tmp_path):
+    dls = loaders(photos, store=tmp_path/'store')
+    assert next(iter(dls.train.new(create_batch=lambda b: (torch.ones(len(b)),))))[0].shape[-1] == 8
+    assert next(iter(dls.valid.new(bs=None)))[0].shape == (3,32,32)
+
+def test_stores_beside_each_other_leave_each_other_alone(photos, tmp_path):
+    files = sorted(photos.rglob('*.png'))
+    (tmp_path/'.st.keep').mkdir()
+    for name in ('st','st.small','a[1]'): ImageStore(files, tmp_path/name)
+    assert (tmp_path/'.st.keep').exists() and len(ImageStore(files, tmp_path/'st')) == 48
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'link').symlink_to(tmp_path/'empty')
+    ImageStore(files, tmp_path/'link')
+    (tmp_path/'st'/'store.json').write_text('[]')
+    with pytest.raises(InputError, match='stale'): ImageStore(files, tmp_path/'st')
+    (tmp_path/'st.small'/'shapes.npy').unlink()
+    with pytest.raises(InputError, match='damaged'): ImageStore(files, tmp_path/'st.small')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(InputError): ImageStore(files, tmp_path/'file')
+
+def test_lines_of_one_pixel(tmp_path):
+    for i,size in enumerate([(1,1),(1,40),(40,1)]*4): Image.new('RGB', size, (20*i,9,9)).save(tmp_path/f'{i:02}.png')
+    files = sorted(tmp_path.glob('*.png'))
+    store = ImageStore(files, tmp_path/'store')
+    def batches(block):
+        set_seed(0)
+        return list(DataBlock((block,CategoryBlock), get_y=lambda o: int(o.stem)%2, item_tfms=RandomResizedCrop(32)).dataloaders(files, bs=4, num_workers=0).train)
+    for a,b in zip(batches(ImageBlock), batches(StoredImageBlock(store)), strict=True): assert (a[0]-b[0]).abs().max() < .01
+
+def test_ranger_of_a_network_turned_to_channels_last_between_fits(photos, tmp_path):
+    from fastai.vision.all import ranger
+    from sesemi_fastai.all import ranger_fused
+    def weights(opt):
+        dls = loaders(photos)
+        set_seed(0)
+        learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)), CrossEntropyLossFlat(), opt_func=opt)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 1e-2)
+            learn.to_channelslast(to_fp16=False) if 'to_fp16' in learn.to_channelslast.__code__.co_varnames else learn.to_channelslast()
+            learn.fit(2, 1e-2)
+        return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    assert (weights(ranger)-weights(ranger_fused)).abs().max() < 1e-4
+
 def test_an_exported_learner_needs_no_store(photos, tmp_path):
     dls = loaders(photos, store=tmp_path/'store')
     learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3,2)), loss_func=CrossEntropyLossFlat(), path=tmp_path)
@@ -123,9 +204,9 @@ def test_a_killed_builder_leaves_nothing_that_is_taken_for_a_store(photos, tmp_p
     time.sleep(.5)
     p.send_signal(signal.SIGKILL)
     p.wait()
-    assert not (tmp_path/'s'/'store').exists()
+    assert not (tmp_path/'s'/'store'/'store.json').exists()
     assert builder(photos, tmp_path/'s'/'store').communicate(timeout=120)[0] == 'built\n48\n'
-    assert [o.name for o in (tmp_path/'s').iterdir() if o.is_dir()] == ['store']
+    assert sorted(o.name for o in (tmp_path/'s'/'store').iterdir()) == ['.lock','pixels.u8','shapes.npy','store.json']
 
 def test_a_full_disk_is_told_before_and_during_the_building(photos, tmp_path, monkeypatch):
     files = sorted(photos.rglob('*.png'))
@@ -135,8 +216,8 @@ def test_a_full_disk_is_told_before_and_during_the_building(photos, tmp_path, mo
     with monkeypatch.context() as m:
         def full(*args): raise OSError(28, 'No space left on device')
         m.setattr(store_module.os, 'fsync', full)
-        with pytest.raises(InputError, match='cannot be written'): ImageStore(files, tmp_path/'store')
-    assert not [o for o in tmp_path.iterdir() if o.is_dir() and o != photos]
+        with pytest.raises(InputError, match='cannot be kept in'): ImageStore(files, tmp_path/'store')
+    assert [o.name for o in (tmp_path/'store').iterdir()] == ['.lock']
 
 def test_a_file_that_is_cut_off_is_damaged(photos, tmp_path):
     files = sorted(photos.rglob('*.png'))
