@@ -526,6 +526,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.optim._ranger': ('optim.html#_ranger', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim._rectification': ('optim.html#_rectification', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim.centralise': ('optim.html#centralise', 'sesemi_fastai/optim.py'),
+                                     'sesemi_fastai.optim.exportable': ('optim.html#exportable', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim.ranger_fused': ('optim.html#ranger_fused', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim.ranger_gc': ('optim.html#ranger_gc', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim.sched_poly': ('optim.html#sched_poly', 'sesemi_fastai/optim.py')},

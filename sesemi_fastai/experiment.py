@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['datasets', 'make_dls', 'unlabeled_files', 'new_record', 'check_options', 'train_run', 'resume_run']
 
-# %% ../nbs/29_experiment.ipynb #867dd386
+# %% ../nbs/29_experiment.ipynb #ca535286
 import hashlib,inspect,os
 from contextlib import contextmanager,suppress
 from copy import deepcopy
@@ -26,7 +26,7 @@ from .distributed import leave_together,own_gpu
 from .folder import alone,claim,clear,options,saved_args
 from .memory import Memorisation
 from .mini import mini_dls
-from .optim import optimizers,schedules
+from .optim import exportable,optimizers,schedules
 from .precision import meets_one_pixel
 from .predictions import Predictions
 from .recipe import noisy_datasets,overrides,recipes,resolved
@@ -97,7 +97,7 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/29_experiment.ipynb #dbdf1671
+# %% ../nbs/29_experiment.ipynb #5da3417d
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -210,7 +210,9 @@ def _leave_results(learn, export, weights, out):
     "Write what was asked for; then the checkpoints have done their work"
     if learn.predictions.last: write_text(learn.path/'predictions.csv', learn.predictions.frame().to_csv(index=False))
     try:
-        if export: learn.export('export.pkl')
+        if export:
+            learn.opt_func = exportable(learn.opt_func)
+            learn.export('export.pkl')
         if weights: write_weights(learn, learn.path/f'model.{weights}')
     except RuntimeError as e: raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume {out} tries again") from e
     clear(out)

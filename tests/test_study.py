@@ -90,10 +90,14 @@ def test_plot_and_list(finished):
     res = run('sesemi-study', 'list', finished/'s.toml')
     assert len(res.stdout.splitlines()) == 6 and all(o.startswith('done') for o in res.stdout.splitlines()), res.stdout
 
-def test_published_figures_stand_beside(tmp_path, mini):
+def test_published_figures_do_not_stand_beside_another_data_set(tmp_path, mini):
     (tmp_path/'s.toml').write_text('[all]\ndataset="mini"\nsize=32\narch="xresnet18"\nbs=16\nworkers=0\nepochs=1\nunlabeled="none"\n[[grid]]\nnoise=50\n')
     assert run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar').returncode == 0
-    out = run('sesemi-study', 'table', tmp_path/'s.toml').stdout
+    assert 'Published by others' not in run('sesemi-study', 'table', tmp_path/'s.toml').stdout # drawn images are another data set
+
+def test_published_figures_stand_beside_runs_on_the_photographs():
+    study = Path(__file__).parent.parent/'nbs/experiments'
+    out = run('sesemi-study', 'table', study/'ranger64.toml', '--out', study/'results/ranger64').stdout
     assert 'Published by others, 50% wrong labels' in out and '57.76' in out
 
 def test_an_edited_study_trains_what_has_changed(mini, tmp_path):
