@@ -110,7 +110,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.bench._Files.__getitem__': ('bench.html#_files.__getitem__', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._Files.__init__': ('bench.html#_files.__init__', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._Files.__len__': ('bench.html#_files.__len__', 'sesemi_fastai/bench.py'),
-                                     'sesemi_fastai.bench._best': ('bench.html#_best', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._for_ever': ('bench.html#_for_ever', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._gamma': ('bench.html#_gamma', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._rotated': ('bench.html#_rotated', 'sesemi_fastai/bench.py'),

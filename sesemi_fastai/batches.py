@@ -112,7 +112,7 @@ def made_by_pillow(
     if plan.flip: im = im.transpose(Image.FLIP_LEFT_RIGHT)
     return im.point(list(plan.table)*3) if plan.table else im
 
-# %% ../nbs/05_batches.ipynb #1348681f
+# %% ../nbs/05_batches.ipynb #9bdf8ce5
 def _one(px, plan, out):
     "The planned pixels of one image but for the mirror, into `out` [C,H,W]"
     l,t,w,h = plan.box
@@ -132,18 +132,18 @@ def _looked_up(x, table):
 @lru_cache(maxsize=1)
 def _threads(n, pid): return ThreadPoolExecutor(n) # a forked process has none of its parent's threads
 
-def _on_cpu(store, ims):
+def _on_cpu(ims):
     w,h = ims[0].size
     x = torch.empty(len(ims), 3, h, w, dtype=torch.uint8)
     jobs,n = list(zip(ims, x.unbind())),min(4, torch.get_num_threads())
     def make(part):
-        for im,out in part: _one(store[im.row], im.plan, out)
+        for im,out in part: _one(im.store[im.row], im.plan, out)
     if n == 1: make(jobs) # as in a loader process
     else: list(_threads(n, os.getpid()).map(make, [jobs[i::n] for i in range(n)]))
     if flip := [i for i,im in enumerate(ims) if im.plan.flip]: x[flip] = x[flip].flip(-1)
     return x
 
-# %% ../nbs/05_batches.ipynb #2fa4ba6f
+# %% ../nbs/05_batches.ipynb #76628484
 def resize_weights(
     length, # Source pixels of each image, [B]
     to, # Pixels that these are resized to, [B]
@@ -186,12 +186,13 @@ def _on_device(store, ims):
     return tables.gather(1, x.flatten(1).long()).view(x.shape)
 
 def planned_batch(
-    ims:list # Lazy images of one store that shall have one size
+    ims:list # Lazy images that shall have one size
 ) -> TensorImage: # [B,3,H,W] as uint8
     "The pixels of a batch of lazy images"
     if len(sizes := {o.size for o in ims}) > 1: raise InputError(f"images of {len(sizes)} sizes do not make a batch: add a crop or a resize to one size to the item transforms")
     store = ims[0].store
-    return TensorImage((_on_cpu if store.device_pixels is None else _on_device)(store, ims))
+    there = store.device_pixels is not None and all(o.store is store for o in ims)
+    return TensorImage(_on_device(store, ims) if there else _on_cpu(ims))
 
 # %% ../nbs/05_batches.ipynb #0ec2b6e4
 class StoredImage(Transform):

@@ -116,7 +116,7 @@ class PublishedLoop(BareStep):
         (self.x,self.y),(self.u,self.turns) = ([o.to(self.device) for o in next(dl)] for dl in (self.labelled,self.unlabeled))
         super().step()
 
-# %% ../nbs/32_bench.ipynb #a17aca64
+# %% ../nbs/32_bench.ipynb #2ef28be3
 class Stopwatch(Callback):
     "Ends a fit after `n` steps, and notes how long all but the first took"
     order = 200
@@ -148,9 +148,7 @@ class LearnerSteps:
 class OwnCost(LearnerSteps):
     "Seconds that a SESEMI callback spends in its events, without the forward pass of the rotated images and the loading of the unlabeled ones"
     def run(self, n):
-        self.seconds = 0.
-        cb = self.learn.sesemi
-        self.depth = []
+        self.seconds,self.inner,cb = 0.,[],self.learn.sesemi
         names = 'before_batch','after_pred','after_loss','after_backward'
         for nm in names: setattr(cb, nm, self._clocked(getattr(cb, nm), +1))
         prepare = cb._prepare
@@ -190,7 +188,7 @@ class InputAlone:
 
     def _step(self): next(self.labelled); rotate_batch(self.stream.batch())
 
-# %% ../nbs/32_bench.ipynb #56505b0d
+# %% ../nbs/32_bench.ipynb #bd756f49
 def _warm(learn):
     "Let the loaders see every item once, as in a first epoch"
     LearnerSteps(learn).run(1)
@@ -214,7 +212,7 @@ def contenders(
         return learn.to_precision(precision)
     def sesemi(dls, precision): return LearnerSteps(learner(dls, precision, SESEMI(bs=bs)))
     files,stored = dls(),dls(store)
-    if best != 'fp32' and str(device).startswith('cuda'): stored.store.to(device)
+    if torch.device(device).type == 'cuda': stored.store.to(device)
     train = df[~df.is_valid]
     res = {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {best}': BareStep(arch, size, bs, best, device),
         'published loop': PublishedLoop([str(Path(path)/o) for o in train.path], train.label.astype('category').cat.codes.astype('int64').tolist(), arch, size, bs, device, workers),
@@ -240,9 +238,7 @@ def take_turns(
     for i,k in progress(plan): rounds[i][k] = runners[k].run(steps[k])/steps[k]
     return pd.DataFrame(rounds)[list(runners)]
 
-# %% ../nbs/32_bench.ipynb #87c95889
-def _best(times, what): return times[next(k for k in reversed(times.columns) if k.startswith(what))]
-
+# %% ../nbs/32_bench.ipynb #64d29acc
 def speed_ratios(
     times:pd.DataFrame # From `take_turns` on `contenders`
 ) -> dict: # Name to the value of each round

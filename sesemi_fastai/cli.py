@@ -154,7 +154,7 @@ def sesemi_study(
             for k,v in runs.items(): print('done   ' if is_done(out/k, v) else 'missing', k)
         else: raise InputError(f"{what!r} is unknown: choose run, table, plot or list")
 
-# %% ../nbs/38_cli.ipynb #575e1eeb
+# %% ../nbs/38_cli.ipynb #0377eacd
 def _bench_speed(path, noise, out, **kwargs):
     dls_path = Path(path) if path else None
     df = noisy_table(dls_path, noise) if dls_path else None
@@ -162,10 +162,10 @@ def _bench_speed(path, noise, out, **kwargs):
         mini = mini_dls(noise, 64, bs=8, num_workers=0)
         df,dls_path = mini.table,Path(mini.path)
     record = speed_record(df, dls_path, **kwargs)
-    if out: write_text(out, json.dumps(record, indent=1))
     print(speed_table(pd.DataFrame(record['seconds']), record['settings']['bs']).to_string())
     for k,v in record['ratios'].items(): print(f'{k}: {v:.3f}')
     print(f"seconds that sesemi_fastai.all adds to the import of fastai: {np.median(record['import_seconds']):.3f}")
+    if out: write_text(out, json.dumps(record, indent=1))
 
 def _bench_scale(out, **kwargs):
     record = scale_record(**kwargs)

@@ -25,7 +25,7 @@ def centralise(
     "Subtract from the gradient of each output its mean"
     if p.grad.ndim > 1: p.grad.sub_(p.grad.mean(tuple(range(1, p.grad.ndim)), keepdim=True))
 
-# %% ../nbs/24_optim.ipynb #31ad5e10
+# %% ../nbs/24_optim.ipynb #383cf4d7
 def _rectification(step, sqr_mom):
     "The factor of the rate; None where there is none yet"
     most = 2/(1-sqr_mom) - 1
@@ -52,7 +52,7 @@ class FusedRAdam(Optimizer):
 
     def step(self, closure=None):
         "One step"
-        if closure is not None: raise NotImplementedError("fastai optimizers do not support closure")
+        if closure is not None: return super().step(closure) # fastai says what it thinks of that
         fused,rest = defaultdict(list),[]
         for o in self.all_params(with_grad=True):
             key = self._alike(*o)

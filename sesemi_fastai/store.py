@@ -118,7 +118,7 @@ def _opened_or_built(files, folder, size, n_workers, key):
         if isinstance(e, InputError): raise
         raise InputError(f"the decoded images cannot be kept in {folder}: {one_line(e)}; choose another folder, or a smaller size") from e
 
-# %% ../nbs/04_store.ipynb #4990b5fd
+# %% ../nbs/04_store.ipynb #b66640f5
 def store_folder() -> Path:
     "Where stores are kept if no folder is given: beside fastai's data"
     return fastai_path('data')/'sesemi_stores'
@@ -147,7 +147,7 @@ class ImageStore:
             if len(self.shapes) != len(self.index) or (self.folder/'pixels.u8').stat().st_size != ends[-1]: raise ValueError("it has another size")
         except (OSError,ValueError,EOFError) as e: raise InputError(f"{self.folder} is damaged: delete it, and it is made again") from e
         self.offsets = np.concatenate([[0], ends[:-1]])
-        self.pixels = np.asarray(np.memmap(self.folder/'pixels.u8', mode='c', dtype=np.uint8)) # a plain array is sliced in half the time
+        self.pixels = np.asarray(np.memmap(self.folder/'pixels.u8', mode='c', dtype=np.uint8)) # a plain array is sliced faster
 
     def __len__(self): return len(self.index)
     def __repr__(self): return f'ImageStore({len(self)} images, {len(self.pixels)/1e9:.2f} GB, {self.folder})'

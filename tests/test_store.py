@@ -144,6 +144,15 @@ def test_stores_beside_each_other_leave_each_other_alone(photos, tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(InputError): ImageStore(files, tmp_path/'file')
 
+def test_a_batch_from_two_stores(photos, tmp_path):
+    files = sorted(photos.rglob('*.png'))
+    a,b = ImageStore(files[:24], tmp_path/'a'),ImageStore(files[24:], tmp_path/'b')
+    ims = [LazyImage(o, i).crop_pad((32,32), (0,0)) for o in (a,b) for i in range(3)]
+    for where in (None,'cpu'):
+        for o in (a,b): o.to(where)
+        x = planned_batch(ims)
+        for o,f in zip(x, files[:3]+files[24:27], strict=True): assert (o.permute(1,2,0).numpy() == np.asarray(Image.open(f))[:32,:32]).all()
+
 def test_lines_of_one_pixel(tmp_path):
     for i,size in enumerate([(1,1),(1,40),(40,1)]*4): Image.new('RGB', size, (20*i,9,9)).save(tmp_path/f'{i:02}.png')
     files = sorted(tmp_path.glob('*.png'))
