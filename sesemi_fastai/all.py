@@ -17,7 +17,13 @@ from .optim import optimizers, schedules, ranger_fused, ranger_gc
 from .recipe import recipes
 from .items import ItemIndex
 from .robust import RobustLoss, ELR, GCE, SCE, Bootstrap
+from .selection import SmallLoss, rejected_items
+from .pseudo import FixMatch
+from .average import EMA
+from .methods import robust_cbs
 from .memory import Memorisation
+from .labels import LabelReport, average_precision, plot_suspects
+from .corrections import accepted, corrected
 from .predictions import Predictions
 from .steps import StepsPerEpoch, MaxSteps
 from .checkpoint import Checkpoint, FiniteLoss

@@ -88,13 +88,13 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/09_callback.ipynb #d48d91b4
+# %% ../nbs/09_callback.ipynb #37ee8bcc
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
     columns = 'rot_loss','rot_acc','rot_weight'
     def __init__(self,
-        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader
+        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader; or a function of the Learner that gives one of these at each epoch's start
         weight:float=1., # Factor of the rotation loss; or a schedule of fastai's for it, such as SchedCos(1, 0)
         rampup:float=0, # Epochs over which the weight rises from near 0; 0 for none
         bs:int|None=None, # Unlabeled images in a step; a quarter of the labelled batch if None
@@ -214,18 +214,28 @@ class SESEMI(TrainingColumns):
             self._after_forward()
             self._head_params.leave()
             self._x,self._turns,self._logits = None,None,None
+            if self._changing: self._stream.close()
+
+    @property
+    def _changing(self): return callable(self.unlabeled)
+
+    def _source(self):
+        "The unlabeled images of this epoch"
+        return None if self._own_batch else self.unlabeled(self.learn) if self._changing else self.unlabeled
 
     def _prepare(self):
         "Stream and branch for the Learner's data and model; kept for the next fit as long as these and the settings stay"
+        self._seen = None
         made_for = self.learn.dls,get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
         if not (self._made_for and all(a is b for a,b in zip(self._made_for[:4], made_for)) and self._made_for[4] == made_for[4]):
-            stream = UnlabeledStream(self.learn.dls, None if self._own_batch else self.unlabeled, self.bs, self.num_workers, self.seed)
+            stream = UnlabeledStream(self.learn.dls, self._source(), self.bs, self.num_workers, self.seed)
             u = self._to_model(stream.peek()[:2])
             with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
             from_first_rank(branch.head)
             self._stream,self._branch,self._head_params,self._made_for = stream,branch,HeadInOptimizer(branch.head.parameters()),made_for
+            if not self._pending: return
         if self._pending: self._go_on()
-        self._seen = None
+        if self._changing: self._stream.change(self.learn.dls, self._source(), self.bs, self.num_workers)
 
     # -- leaving off and going on
     def state_dict(self) -> dict: # Empty before the first step

@@ -105,7 +105,7 @@ def unlabeled_dl(
     return train.new(_input_dataset(dls.train_ds, items), cls=StoreDL if isinstance(train, StoreDL) else TfmdDL, bs=bs, n=None, shuffle=True,
                      drop_last=True, num_workers=num_workers, **tfms)
 
-# %% ../nbs/06_stream.ipynb #9c0bbadd
+# %% ../nbs/06_stream.ipynb #c59100d6
 class UnlabeledStream:
     "Endless batches of unlabeled images, with random numbers of its own"
     def __init__(self,
@@ -163,6 +163,15 @@ class UnlabeledStream:
         with self.random():
             for _ in progress(range(state.get('drawn', 0))): self._next()
         self.random.states = state['now']
+
+    def change(self,
+        dls:DataLoaders, # The Learner's data
+        source, # As for `unlabeled_items`
+        bs:int|None=None, num_workers:int|None=None # As when it was made
+    ):
+        "Go on with other images"
+        self.close()
+        with self.random(): self.dl = unlabeled_dl(dls, source, bs, num_workers)
 
     def close(self):
         "End the pass and the worker processes; the next batch begins a new pass"

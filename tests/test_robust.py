@@ -5,14 +5,19 @@ import torch.nn.functional as F
 from fastai.vision.all import (Callback, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, accuracy, load_learner, ranger)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
+from sesemi_fastai.core import InputError
 from sesemi_fastai.items import ItemIndex
+from sesemi_fastai.average import EMA
+from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
-from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, RobustLoss, losses
+from sesemi_fastai.methods import method_title, methods, robust_cbs
+from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, RobustLoss
+from sesemi_fastai.selection import SmallLoss, chosen_labels, rejected_items
 from test_callback import CLEAN, Boom, Quiet, fit, traces
 from test_cli import last, run, small
 from test_resume import Crash, mini
 
-every = [n for n in losses if n != 'none']
+every = [n for n in methods if n != 'none']
 
 class Items(Callback):
     "Which image each label belongs to, checked with the files"
@@ -45,8 +50,9 @@ def test_plain_training_does_not_see_the_index(make_learn):
 @pytest.mark.parametrize('name', every)
 @pytest.mark.parametrize('extra', [[], ['SESEMI'], ['MixUp'], ['CutMix'], ['bf16'], ['accumulation'], ['SESEMI','MixUp','bf16','accumulation']], ids='+'.join)
 def test_every_loss_in_company(make_learn, name, extra):
+    if name == 'fixmatch' and {'MixUp','CutMix'} & {*extra}: extra = [o for o in extra if o not in ('MixUp','CutMix')]
     cbs = dict(SESEMI=SESEMI, MixUp=MixUp, CutMix=CutMix, accumulation=lambda: GradientAccumulation(16))
-    learn = make_learn(cbs=[RobustLoss(losses[name]()), *(cbs[o]() for o in extra if o != 'bf16')]).to_precision('bf16' if 'bf16' in extra else 'fp32')
+    learn = make_learn(cbs=[*robust_cbs(name), *(cbs[o]() for o in extra if o != 'bf16')]).to_precision('bf16' if 'bf16' in extra else 'fp32')
     own = learn.loss_func
     fit(learn, 2)
     assert learn.loss_func is own and np.isfinite(learn.recorder.values[-1]).all() and traces(learn) == CLEAN
@@ -70,9 +76,15 @@ def test_lr_find(make_learn):
     with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
     assert torch.equal(before, learn.robust_loss.loss_func_of_training.targets)
 
-@pytest.mark.cell('Robust losses', 'the targets of ELR go into checkpoints: a resumed run ends bit for bit as an undisturbed one')
-def test_resumed_elr(make_learn, tmp_path):
-    def new(): return make_learn(cbs=[RobustLoss(ELR()), SESEMI()], opt_func=ranger)
+@pytest.mark.cell('Robust losses', 'what a method remembers goes into checkpoints: a resumed run ends bit for bit as an undisturbed one')
+@pytest.mark.parametrize('name,source', [('elr',None), ('ema',None), ('smallloss',rejected_items), ('fixmatch',rejected_items), ('auto',None)])
+def test_resumed(make_learn, tmp_path, name, source):
+    def new():
+        cbs = robust_cbs(name)
+        for cb in cbs:
+            if name == 'fixmatch': cb.tau = .3
+            if source and isinstance(cb, RobustLoss): cb.loss_func_of_training.start = 0.
+        return make_learn(cbs=[*cbs, SESEMI(source, bs=2), Memorisation(), LabelReport()], opt_func=ranger)
     def go(learn, *cbs):
         with Quiet(learn): learn.fit_one_cycle(4, .01, cbs=cbs)
         return learn
@@ -80,7 +92,10 @@ def test_resumed_elr(make_learn, tmp_path):
     with pytest.raises(KeyboardInterrupt): go(new(), Checkpoint(tmp_path/'c'), Crash())
     resumed = go(new(), Checkpoint(tmp_path/'c', resume=True))
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
-    assert torch.equal(*(o.robust_loss.loss_func_of_training.targets for o in (whole, resumed)))
+    assert whole.memorisation.history == resumed.memorisation.history and torch.equal(whole.label_report.probs(), resumed.label_report.probs())
+    if name in ('elr','auto'): assert torch.equal(*(o.robust_loss.loss_func_of_training.targets for o in (whole, resumed)))
+    if source: assert torch.equal(*(chosen_labels(o).losses for o in (whole, resumed))) and chosen_labels(whole).rejected.any()
+    if name == 'fixmatch': assert whole.fix_match.n_images == resumed.fix_match.n_images > 0
 
 @pytest.mark.cell('Robust losses', 'Ctrl-C and errors put the loss back; export needs no package')
 @pytest.mark.parametrize('cbs', [[], [MixUp]])
@@ -102,8 +117,71 @@ def test_elr_holds_targets_of_all_images(make_learn):
 @pytest.mark.parametrize('name', every)
 def test_on_the_command_line(mini, name):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, '--robust', name, '--unlabeled', 'none', *small)
-    assert res.returncode == 0 and last(res)['method'] == name.upper()
+    assert res.returncode == 0 and last(res)['method'] == method_title(name)
     if name == 'elr': assert 'choose one of none, gce' in run('sesemi-train', '--path', mini, '--robust', 'lion', *small).stderr
+
+# -- selection and average
+class Look(Callback):
+    "What SESEMI turns and what the labels count, epoch by epoch"
+    order = 90
+    def before_fit(self): self.rejected,self.items,self.own = [],[],[]
+    def after_train(self):
+        self.rejected.append(chosen_labels(self.learn).rejected.clone())
+        self.items.append(len(self.learn.sesemi._stream.dl.items if hasattr(self.learn.sesemi._stream.dl, 'items') else self.learn.sesemi._stream.dl.dataset))
+
+@pytest.mark.cell('Robust losses', 'rejected images, and no others, are the unlabeled images of SESEMI from epoch to epoch')
+def test_rejected_images_are_turned(make_learn):
+    loss = SmallLoss(start=.3)
+    learn = fit(make_learn(cbs=[RobustLoss(loss), SESEMI(rejected_items, bs=2), Look()]), 4)
+    counts = [int(o.sum()) for o in learn.look.rejected]
+    assert counts[:2] == [0,0] and max(counts) > 0 and traces(learn) == CLEAN
+    assert learn.look.items == [n if n >= 8 else 48 for n in counts]
+    loss.rejected = torch.zeros(48, dtype=torch.bool)
+    loss.rejected[[3,5,7,8,11,12,13,20,21]] = True
+    assert rejected_items(learn) == [learn.dls.train_ds.items[i] for i in (3,5,7,8,11,12,13,20,21)]
+    with pytest.raises(InputError, match='no images are rejected'): fit(make_learn(cbs=SESEMI(rejected_items)))
+
+def test_rejected_labels_have_no_gradient(make_learn):
+    "With the labels of some images scrambled, an epoch in which they are rejected ends with the same weights"
+    def weights(scramble):
+        loss = SmallLoss(start=0., beta=.5)
+        loss.losses = torch.where(torch.arange(48) < 10, 5., .1) + .01*torch.rand(48, generator=torch.Generator().manual_seed(0))
+        class Scramble(Callback):
+            order = ItemIndex.order+1
+            def before_batch(self):
+                if self.training and scramble: self.learn.yb[0][self.learn.yb[0].idx < 10] = 0
+        return [p.clone() for p in fit(make_learn(cbs=[RobustLoss(loss), Scramble()]), 1).model.parameters()]
+    assert all(torch.equal(a, b) for a,b in zip(weights(False), weights(True)))
+
+@pytest.mark.cell('Robust losses', 'the average of the weights is evaluated, saved, exported and trained on; its network is the optimizer\'s own while it trains')
+def test_average_is_what_others_see(make_learn, tmp_path):
+    from fastai.vision.all import SaveModelCallback
+    learn = fit(make_learn(cbs=[EMA(), SESEMI()], opt_func=ranger), 3, cbs=SaveModelCallback('valid_loss', every_epoch=True, fname='m'))
+    last = list(learn.recorder.values[-1][1:3])
+    assert learn.validate() == pytest.approx(last, abs=1e-6) and traces(learn) == CLEAN
+    now = [p.clone() for p in learn.model.parameters()]
+    learn.load('m_2')
+    assert all(torch.equal(a, b) for a,b in zip(now, learn.model.parameters()))
+    learn.export('e.pkl')
+    assert b'sesemi_fastai' not in (tmp_path/'e.pkl').read_bytes()
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=Boom(KeyboardInterrupt(), 'before_step'))
+    fit(copy.deepcopy(learn))
+    with learn.no_bar(): learn.lr_find(show_plot=False, num_it=3)
+
+def test_fixmatch_leaves_the_labelled_images_alone(make_learn):
+    "Its random numbers are its own: with a weight of nothing, training is what it is without it"
+    def weights(*cbs):
+        torch.manual_seed(0)
+        return [p.clone() for p in fit(make_learn(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*32*32, 3)), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs]), 2).model.parameters()]
+    from sesemi_fastai.pseudo import FixMatch
+    fix = FixMatch(tau=.3, weight=0.)
+    assert all(torch.equal(a, b) for a,b in zip(weights(), weights(fix))) and fix.n_images > 0
+
+def test_stop_before_memorising(make_learn):
+    from fastai.vision.all import EarlyStoppingCallback
+    learn = fit(make_learn(cbs=Memorisation()), 8, cbs=EarlyStoppingCallback('changed', comp=np.less, patience=1))
+    c = [o['changed'] for o in learn.memorisation.history]
+    assert c[0] == 1 and len(c) < 8 and c[-1] >= min(c[:-1]) and all(a > b for a,b in zip(c[:-1], c[1:-1]))
 
 # -- diagnostics
 @pytest.mark.cell('Robust losses', 'memorisation live: with SESEMI, robust losses, MixUp, loggers; known true labels or not')
