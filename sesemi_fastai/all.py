@@ -22,8 +22,9 @@ from .pseudo import FixMatch
 from .average import EMA
 from .methods import robust_cbs
 from .memory import Memorisation
-from .labels import LabelReport, average_precision, plot_suspects
+from .labels import LabelReport, average_precision, plot_suspects, read_labels
 from .corrections import accepted, corrected
+from .cleaner import LabelCleaner
 from .predictions import Predictions
 from .steps import StepsPerEpoch, MaxSteps
 from .checkpoint import Checkpoint, FiniteLoss

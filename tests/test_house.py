@@ -9,14 +9,14 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], robust=['core','distributed','items','phase'], selection=['core','robust'],
                pseudo=['callback','core','phase','selection','stream'], average=['core','phase'], methods=['average','core','pseudo','robust','selection'], labels=['core','distributed','items'],
                memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
-               weights=['core'], noise=['core'], scan=['core'], augment=['batches','core'], corrections=['core'], data=['augment','batches','core','corrections','scan','store'], tree=['core','data'], mini=['core','noise','data'],
+               weights=['core'], noise=['core'], scan=['core'], augment=['batches','core'], corrections=['core'], cleaner=['core'], data=['augment','batches','core','corrections','scan','store'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','phase'],
                experiment=['arch','augment','callback','checkpoint','core','data','distributed','folder','labels','memory','methods','mini','optim','precision','predictions','recipe','record','scan','selection','steps','stream','weights'],
                study=['core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','record','rotation','stream'],
                scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','table'],
-               page=['core','curves','predictions','table'], loggers=['core'],
-               cli=['bench','cluster','core','curves','data','experiment','folder','mini','page','record','scale','scan','stream','study','table','tree'])
+               page=['core','curves','labels','predictions','table'], loggers=['core'],
+               cli=['bench','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','record','scale','scan','stream','study','table','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"

@@ -158,7 +158,7 @@ def test_average_is_what_others_see(make_learn, tmp_path):
     from fastai.vision.all import SaveModelCallback
     learn = fit(make_learn(cbs=[EMA(), SESEMI()], opt_func=ranger), 3, cbs=SaveModelCallback('valid_loss', every_epoch=True, fname='m'))
     last = list(learn.recorder.values[-1][1:3])
-    assert learn.validate() == pytest.approx(last, abs=1e-6) and traces(learn) == CLEAN
+    assert list(learn.validate()) == pytest.approx(last, abs=1e-6) and traces(learn) == CLEAN
     now = [p.clone() for p in learn.model.parameters()]
     learn.load('m_2')
     assert all(torch.equal(a, b) for a,b in zip(now, learn.model.parameters()))

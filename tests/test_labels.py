@@ -1,0 +1,154 @@
+"Suspicious labels: from a run to a list, to corrections by threshold or by eye, and back into training"
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from sesemi_fastai.core import InputError
+from sesemi_fastai.data import noisy_table
+from sesemi_fastai.labels import average_precision, cleanlab_of, read_labels, self_confidence
+from test_cli import last, run, small
+from test_resume import mini
+
+@pytest.fixture(scope='module')
+def trained(mini, tmp_path_factory):
+    "A run on the drawn images that has left its list"
+    out = tmp_path_factory.mktemp('run')/'r'
+    res = run('sesemi-train', '--path', mini, '--epochs', 2, '--unlabeled', 'none', '--out', out, *small)
+    assert res.returncode == 0, res.stderr
+    return out
+
+def table_of(mini): return noisy_table(mini, 50) # what the recipe takes for this data set
+
+@pytest.mark.cell('Suspicious labels', 'every training image is in the list of a run, with the labels that training saw')
+def test_list_of_a_run(trained, mini):
+    df,table = read_labels(trained),table_of(mini)
+    given = table[~table.is_valid].set_index('path').label
+    assert set(df.path) <= set(given.index) and (df.label == df.path.map(given)).all() and (df.label != df.suggested).all()
+    assert df.score.is_monotonic_decreasing and df.score.between(0, 1).all()
+    assert df.filter(like='p:').sum(axis=1).between(.99, 1.01).all()
+
+@pytest.mark.cell('Suspicious labels', "cleanlab's default on the same predictions; without the true labels or the library there is one line")
+def test_cleanlab_ranks_the_same_probabilities(trained):
+    pytest.importorskip('cleanlab')
+    df = read_labels(trained)
+    np.testing.assert_allclose(cleanlab_of(df), self_confidence(df), atol=2e-3)
+    res = run('sesemi-labels', trained, '--n', 3, '--cleanlab')
+    assert res.returncode == 0 and 'cleanlab' in res.stdout.splitlines()[0]
+    with pytest.raises(InputError, match='not known'): average_precision(df.drop(columns='true', errors='ignore'))
+
+def test_average_precision_by_hand():
+    df = pd.DataFrame(dict(label=list('aabb'), true=list('abba'), score=[.9,.8,.2,.1]))
+    assert average_precision(df) == pytest.approx((1/2 + 2/4)/2)
+
+@pytest.mark.cell('Suspicious labels', 'accepted suggestions are dropped or relabelled in the next training, and the record says so')
+@pytest.mark.parametrize('action', ['drop','relabel'])
+def test_from_list_to_training(trained, mini, tmp_path, action):
+    df = read_labels(trained)
+    threshold = float(df.score.iloc[3])
+    res = run('sesemi-labels', trained, '--accept', threshold, '--action', action, '--corrections', tmp_path/'c.csv')
+    fixes = pd.read_csv(tmp_path/'c.csv', dtype=str)
+    assert res.returncode == 0 and len(fixes) >= 4 and (fixes.action == action).all(), res.stderr
+    res = run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', tmp_path/'c.csv', '--out', tmp_path/'again', *small)
+    assert res.returncode == 0, res.stderr
+    assert last(res)['method'] == 'corrected labels' and last(res)['config']['corrections'] == 'c.csv'
+    again,table = read_labels(tmp_path/'again'),table_of(mini)
+    given = table.set_index('path').label
+    if action == 'drop': assert not set(fixes.path) & set(again.path) and last(res)['data']['train_images'] == (~table.is_valid).sum()-len(fixes)
+    else:
+        now = again.set_index('path').label
+        for o in fixes.itertuples():
+            if o.path in now: assert now[o.path] == o.new_label != given[o.path]
+
+@pytest.mark.parametrize('args,says', [(['--accept', 2], 'a score from 0 to 1'), (['--accept', .5, '--action', 'burn'], 'drop or relabel')])
+def test_mistakes_of_sesemi_labels(trained, args, says):
+    res = run('sesemi-labels', trained, *args)
+    assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1 and not res.stdout
+
+@pytest.mark.cell('Suspicious labels', 'a run without a list, a list or corrections that are none, validation images: one line')
+@pytest.mark.parametrize('text,says', [(None, 'there is no table'), ('a,b\n1,2\n', "no column 'path'"), ('path,action\nnone.jpg,drop\n', 'not in the table'), ('path,action,new_label\n{train},relabel,whale\n', 'no class'),
+    ('path,action\n{valid},drop\n', 'validation image'), ('path,action\n{train},burn\n', 'choose keep, drop or relabel')])
+def test_mistakes_in_corrections(mini, tmp_path, text, says):
+    table,f = table_of(mini),tmp_path/'c.csv'
+    if text: f.write_text(text.format(train=table.path[~table.is_valid].iloc[0], valid=table.path[table.is_valid].iloc[0]))
+    res = run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', f, *small)
+    assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
+
+def test_not_a_list(tmp_path):
+    (tmp_path/'labels.csv').write_text('a,b\n1,2\n')
+    for where,says in ((tmp_path, 'not a list of labels'), (tmp_path/'none', 'leaves one when it is done')):
+        res = run('sesemi-labels', where)
+        assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1
+
+def test_classes_that_look_like_numbers_or_nothing(tmp_path):
+    "Classes 1, NA and 007 stay what they are on the way to the list and back"
+    from PIL import Image
+    for c in ('1','NA','007'):
+        for split in ('train','val'):
+            (tmp_path/'d'/split/c).mkdir(parents=True)
+            for i in range(6): Image.fromarray(np.random.default_rng(i).integers(0, 255, (40,40,3), dtype=np.uint8)).save(tmp_path/'d'/split/c/f'{c}{split}{i}.png')
+    common = ['--dataset', 'own', '--path', tmp_path/'d', '--epochs', 1, '--unlabeled', 'none', '--size', 32, '--arch', 'xresnet18', '--bs', 6, '--workers', 0, '--no-bar']
+    assert run('sesemi-train', *common, '--out', tmp_path/'r').returncode == 0
+    df = read_labels(tmp_path/'r')
+    assert {*df.label} == {*df.suggested, *df.label} == {'1','NA','007'}
+    run('sesemi-labels', tmp_path/'r', '--accept', 0, '--action', 'relabel')
+    fixes = pd.read_csv(tmp_path/'r/corrections.csv', dtype=str, keep_default_na=False)[:3]
+    fixes.to_csv(tmp_path/'c.csv', index=False)
+    res = run('sesemi-train', *common, '--corrections', tmp_path/'c.csv', '--out', tmp_path/'r2')
+    assert res.returncode == 0, res.stderr
+    now = read_labels(tmp_path/'r2').set_index('path').label
+    assert all(now[o.path] == o.new_label for o in fixes.itertuples() if o.path in now)
+
+# -- the widget, as a user has it
+chromium = shutil.which('chromium') or shutil.which('chromium-browser')
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def notebook(*cells): return dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')),
+    cells=[dict(cell_type='code', id=f'c{i}', metadata={}, source=c, outputs=[], execution_count=None) for i,c in enumerate(cells)])
+
+@pytest.fixture
+def lab(tmp_path):
+    "JupyterLab in a folder of its own"
+    pytest.importorskip('jupyterlab')
+    port,(work,home) = free_port(),(tmp_path/'work',tmp_path/'home')
+    for o in (work,home): o.mkdir()
+    env = {**os.environ, 'JUPYTER_CONFIG_DIR':str(home/'c'), 'JUPYTER_DATA_DIR':str(home/'d'), 'JUPYTER_RUNTIME_DIR':str(home/'r'), 'IPYTHONDIR':str(home/'i')}
+    p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', f'--ServerApp.root_dir={work}',
+        '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(240):
+        try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1); break
+        except OSError: time.sleep(.5)
+    yield work,f'http://127.0.0.1:{port}'
+    p.terminate()
+    p.wait(30)
+
+@pytest.mark.cell('Suspicious labels', 'the cleaner in JupyterLab, in a real browser: a menu, the next page, and the file that training takes')
+@pytest.mark.skipif(not chromium, reason="needs Debian's package chromium")
+def test_cleaner_in_jupyterlab(lab, trained, mini, tmp_path):
+    sync_api = pytest.importorskip('playwright.sync_api')
+    work,url = lab
+    (work/'clean.ipynb').write_text(json.dumps(notebook(
+        f"from sesemi_fastai.all import *\ncleaner = LabelCleaner(read_labels({str(trained)!r}), {str(mini)!r}, 'corrections.csv', n=4)\ncleaner")))
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        page = browser.new_page(viewport=dict(width=1280, height=900))
+        page.goto(f'{url}/lab/tree/clean.ipynb?reset', timeout=120_000)
+        page.locator('.jp-Notebook .jp-CodeCell').first.click(timeout=120_000)
+        page.keyboard.press('Shift+Enter')
+        menus = page.locator('.widget-dropdown select')
+        menus.first.wait_for(timeout=120_000)
+        assert menus.count() == 4 and page.locator('.jp-OutputArea img').count() == 4
+        df = read_labels(trained)
+        menus.nth(0).select_option('<Delete>')
+        menus.nth(1).select_option(df.suggested[1])
+        page.get_by_text('2 labels to drop or change').wait_for(timeout=30_000)
+        page.get_by_role('button', name='Next').click()
+        page.get_by_text(f'page 2 of').wait_for(timeout=30_000)
+        page.locator('.widget-dropdown select').nth(0).select_option('<Delete>')
+        page.get_by_text('3 labels to drop or change').wait_for(timeout=30_000)
+        page.screenshot(path=tmp_path/'cleaner.png')
+        browser.close()
+    fixes = pd.read_csv(work/'corrections.csv', dtype=str, keep_default_na=False)
+    assert fixes[['path','action','new_label']].values.tolist() == [[df.path[0],'drop',''],[df.path[1],'relabel',df.suggested[1]],[df.path[4],'drop','']]
