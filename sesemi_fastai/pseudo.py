@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['strongly_augmented', 'FixMatch']
 
-# %% ../nbs/13_pseudo.ipynb #373c784c
+# %% ../nbs/13_pseudo.ipynb #ab16ce84
 import torch, torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
-from fastai.vision.all import Normalize,first
+from fastai.vision.all import Normalize,first,get_model,num_distrib
 from fastai.callback.mixup import MixHandler
 from .callback import SESEMI
 from .core import InputError
@@ -30,7 +30,7 @@ def strongly_augmented(
     pixels = ((x.float()*std + mean).clamp(0, 1)*255).round().to(torch.uint8)
     return ((torch.stack([_strong(o) for o in pixels]).float()/255 - mean)/std).to(x.dtype)
 
-# %% ../nbs/13_pseudo.ipynb #bf306a5b
+# %% ../nbs/13_pseudo.ipynb #df50159b
 class FixMatch(StaysHome):
     "Train rejected images with the labels that the network is sure of"
     order,run_valid = SESEMI.order,False
@@ -51,19 +51,22 @@ class FixMatch(StaysHome):
 
     def after_loss(self):
         if not self.training or not self.active: return
-        sure = self._sure()
-        if not len(sure): return
-        with self.random(): x = strongly_augmented(self.xb[0][sure], self.norm)
+        where,counts = self._sure()
+        if not len(where): return
+        with self.random(): x = strongly_augmented(self.xb[0][where], self.norm)
         self.n_images += len(x)
-        pseudo = self.learn.pred.detach()[sure].argmax(1).as_subclass(Tensor)
-        loss = F.cross_entropy(self.learn.model(x).as_subclass(Tensor).float(), pseudo, reduction='sum')/len(self.xb[0])
+        pseudo = self.learn.pred.detach()[where].argmax(1).as_subclass(Tensor)
+        pred = get_model(self.learn.model)(x).as_subclass(Tensor).float()
+        loss = (F.cross_entropy(pred, pseudo, reduction='none')*counts).sum()/len(self.xb[0])
         self.learn.loss_grad = self.learn.loss_grad + self.weight*loss
 
     def _sure(self):
-        "The places in the batch of rejected images with a sure prediction; a single one would be no batch for BatchNorm"
+        "The places in the batch of rejected images with a sure prediction, and how much each counts"
         p = self.learn.pred.detach().as_subclass(Tensor).float().softmax(1).max(1)[0]
         where = (chosen_labels(self.learn).rejected[self.learn.yb[0].idx] & (p >= self.tau)).nonzero()[:,0]
-        return where if len(where) > 1 else where[:0]
+        if len(where) > 1: return where,torch.ones_like(p[where])
+        where = torch.arange(min(2, len(p))*(num_distrib() > 1), device=p.device) # where BatchNorm is shared, each process has to take part
+        return where,torch.zeros_like(p[where])
 
     def state_dict(self) -> dict:
         "Random states, and images so far"

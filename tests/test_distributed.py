@@ -62,3 +62,14 @@ def test_command_under_torchrun(tmp_path):
 def test_mistake_under_torchrun():
     res = torchrun('--no-python', BIN/'sesemi-train', '--dataset', 'mini', *small)
     assert 'several processes need --path' in res.stderr
+
+@pytest.mark.cell('Distributed', 'methods that keep something of each image, and average weights: selection, pseudo-labels, rejected images in the stream, the label report')
+@pytest.mark.parametrize('robust,unlabeled', [('fixmatch','rejected'), ('auto','train')])
+def test_methods_under_torchrun(tmp_path, robust, unlabeled):
+    from sesemi_fastai.labels import read_labels
+    mini = make_mini(tmp_path/'mini', 120, 20)
+    res = torchrun('--no-python', BIN/'sesemi-train', '--path', mini, '--epochs', 3, '--robust', robust, '--unlabeled', unlabeled, '--unlabeled-bs', 2, '--out', tmp_path/'r', *small)
+    assert res.returncode == 0, res.stderr[-3000:]
+    record,df = json.loads((tmp_path/'r/record.json').read_text()),read_labels(tmp_path/'r')
+    assert record['processes'] == 2 and 0 < record['label_precision'] < 1 and all(0 <= o['changed'] <= 1 for o in record['history'])
+    assert len(df) > 110 and df.path.is_unique and df.filter(like='p:').sum(axis=1).between(.99, 1.01).all()
