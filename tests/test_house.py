@@ -39,6 +39,13 @@ def test_notebooks_are_small():
             for out in cell.get('outputs', []):
                 assert len(json.dumps(out)) < 100_000, nb
 
+def test_links_between_pages_lead_somewhere():
+    for page in [*notebooks(), *root.glob('*.md')]:
+        text = page.read_text()
+        where = root if page.name == 'index.ipynb' else page.parent
+        for link in re.findall(r'\]\(([^()#:\s]+\.(?:ipynb|toml|md|csv))\)', text): assert (where/link).exists(), f'{page.name}: {link}'
+        for link in re.findall(r'\]\(([a-z_]+)\.html\)', text): assert link in allowed, f'{page.name}: {link}.html'
+
 def test_public_functions_are_documented():
     "A docstring of one line on each public function and class, and a comment beside each parameter"
     from inspect import isclass, isfunction, signature
