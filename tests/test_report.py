@@ -23,8 +23,8 @@ def report(tmp_path_factory):
 
 def test_it_holds_all_its_parts(report):
     html = report.read_text()
-    for part in ('Accuracy on the validation images','Published by others','50% wrong labels','Which class was taken for which','Labels found least likely','A rotated batch'): assert part in html, part
-    assert html.count('data:image/png') == 1+2+2+1
+    for part in ('Accuracy on the validation images','Published by others','50% wrong labels','Which class was taken for which','labels found least likely','Training labels that look most wrong','A rotated batch'): assert part in html, part
+    assert html.count('data:image/png') == 1+2+2+2+1
     assert not re.findall(r'(?:src|href)="(?!data:)', html) and '<script' not in html
 
 def browse(page, width, tmp_path, *args):
@@ -42,7 +42,7 @@ def test_it_renders_without_errors(report, tmp_path, width):
     res = browse(page, width, tmp_path, '--dump-dom')
     o = json.loads(re.search(r'<title>(.+?)</title>', res.stdout).group(1))
     assert o['wide'] <= o['window'] and abs(o['window']-width) < 20
-    assert len(o['pictures']) == 6 and min(o['pictures']) > 200 and max(o['shown']) <= o['window'] and o['rows'] > 10
+    assert len(o['pictures']) == 8 and min(o['pictures']) > 200 and max(o['shown']) <= o['window'] and o['rows'] > 10
     assert 'CONSOLE' not in res.stderr, res.stderr
     browse(report, width, tmp_path, f'--screenshot={tmp_path}/s.png')
     im = Image.open(tmp_path/'s.png').convert('L')
