@@ -1,4 +1,4 @@
-# make demo | make test | make torture | make readme | make workflows | make export
+# make demo | make test | make torture | make readme | make workflows | make badges | make export
 SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 META   := setup.py settings.ini pyproject.toml constraints.txt sesemi_fastai/__init__.py
 README ?= README.md
 
-.PHONY: demo test torture export readme workflows clean
+.PHONY: demo test torture export readme workflows badges clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11) and "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
@@ -46,6 +46,10 @@ readme:
 # WORKFLOWS.md is made from the tests
 workflows:
 	$(BIN)/python tests/workflows.py > WORKFLOWS.md
+
+# Colab badges in the tutorials, from the address in settings.ini
+badges:
+	$(BIN)/python nbs/badges.py
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -87,6 +87,26 @@ def test_workflows_page_is_made_from_the_tests():
     from workflows import page
     assert page()+'\n' == (root/'WORKFLOWS.md').read_text(), 'run: make workflows'
 
+def test_badges_for_colab(tmp_path):
+    "With an address each tutorial gets a badge to itself and an install cell that does nothing elsewhere; a second time changes nothing"
+    import importlib.util, shutil
+    spec = importlib.util.spec_from_file_location('badges', root/'nbs/badges.py')
+    badges = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(badges)
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\ngit_url = https://github.com/owner/name.git\n')
+    assert badges.address(tmp_path/'settings.ini') == 'owner/name'
+    for f in (root/'nbs/tutorials').glob('*.ipynb'):
+        new = Path(shutil.copy(f, tmp_path))
+        badges.add_badge(new, 'owner/name')
+        once = new.read_text()
+        badge,install,*rest = json.loads(once)['cells']
+        assert f'/github/owner/name/blob/main/nbs/tutorials/{f.name}' in badge['source'][0] and rest == [c for c in json.loads(f.read_text())['cells'] if not c['id'].startswith('colab-')]
+        assert 'google.colab' in ''.join(install['source'])
+        badges.add_badge(new, 'owner/name')
+        assert new.read_text() == once
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\n')
+    with pytest.raises(SystemExit, match='git_url'): badges.address(tmp_path/'settings.ini')
+
 def test_version_stands_once():
     from sesemi_fastai import __version__
     from importlib.metadata import version
