@@ -697,6 +697,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'sesemi_fastai/predictions.py'),
                                            'sesemi_fastai.predictions.plot_confusion': ( 'predictions.html#plot_confusion',
                                                                                          'sesemi_fastai/predictions.py'),
+                                           'sesemi_fastai.predictions.plot_images': ( 'predictions.html#plot_images',
+                                                                                      'sesemi_fastai/predictions.py'),
                                            'sesemi_fastai.predictions.plot_worst': ( 'predictions.html#plot_worst',
                                                                                      'sesemi_fastai/predictions.py')},
             'sesemi_fastai.pseudo': { 'sesemi_fastai.pseudo.FixMatch': ('pseudo.html#fixmatch', 'sesemi_fastai/pseudo.py'),
