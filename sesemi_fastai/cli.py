@@ -197,10 +197,10 @@ def sesemi_bench(
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
-# %% ../nbs/45_cli.ipynb #5fe86b41
+# %% ../nbs/45_cli.ipynb #b490d631
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
-    ranks = {'margin, as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
+    ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
     wrong = (df.label != df.true).mean()
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: " + ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
 
@@ -225,6 +225,7 @@ def sesemi_labels(
         if taken is None: return
         fname = Path(corrections or (Path(run) if Path(run).is_dir() else Path(run).parent)/'corrections.csv')
         write_text(fname, taken.to_csv(index=False))
+        if 'true' in df and len(taken): print(f"{100*(df.label != df.true)[:len(taken)].mean():.1f}% of the accepted labels are truly wrong")
         print(f"{len(taken)} of {len(df)} training images to {action}: {fname}; train without these labels by sesemi-train --corrections {fname}")
 
 # %% ../nbs/45_cli.ipynb #2df3c23b

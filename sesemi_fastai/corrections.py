@@ -9,10 +9,10 @@ __all__ = ['accepted', 'corrected']
 import pandas as pd
 from .core import InputError
 
-# %% ../nbs/26_corrections.ipynb #fbf1711e
+# %% ../nbs/26_corrections.ipynb #1ee0e922
 def accepted(
     df:pd.DataFrame, # Columns `path`, `suggested`, `score`, as from `LabelReport.frame`
-    threshold:float=.75, # Score from which a label counts as wrong, 0 to 1
+    threshold:float=.95, # Score from which a label counts as wrong, 0 to 1
     action:str='drop' # What to do with it: drop or relabel
 ) -> pd.DataFrame: # Corrections
     "Take the suggestions whose score is at least `threshold`"

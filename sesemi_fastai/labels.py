@@ -16,18 +16,18 @@ from .distributed import sum_over_ranks
 from .items import ItemIndex
 from .predictions import plot_images
 
-# %% ../nbs/18_labels.ipynb #ec8ff9fe
+# %% ../nbs/18_labels.ipynb #ca4668bb
 def suspects(
     probs, # Mean predicted probabilities, [N,K]
     given # Class number of the given label, [N]
 ) -> pd.DataFrame: # `suggested` (class number), `score` 0 to 1, in the order of `probs`
     "How suspicious each label is, and which class would fit better"
-    p,given = np.asarray(probs, dtype=float),np.asarray(given)
-    rows = np.arange(len(p))
-    others = p.copy()
+    p,rows = np.asarray(probs, dtype=float),np.arange(len(probs))
+    q = p/p.mean(0).clip(1e-12)
+    q /= q.sum(1, keepdims=True)
+    others = q.copy()
     others[rows,given] = -1
-    suggested = others.argmax(1)
-    return pd.DataFrame(dict(suggested=suggested, score=(1+p[rows,suggested]-p[rows,given])/2))
+    return pd.DataFrame(dict(suggested=others.argmax(1), score=1-q[rows,given]))
 
 def cleanlab_scores(
     probs, # Predicted probabilities, [N,K]
@@ -89,8 +89,8 @@ class LabelReport(ItemIndex):
         "One row a training image that was seen, the most suspicious first"
         return suspect_frame(self.probs().numpy(), self.dls)
 
-# %% ../nbs/18_labels.ipynb #c0992bd5
-def _named_items(items, vocab):
+# %% ../nbs/18_labels.ipynb #bdf3cb9c
+def _named_items(items):
     "Path, given label and maybe true label of the training items, as far as they are known"
     if isinstance(items, pd.DataFrame): return {k:list(items[k]) for k in ('path','true') if k in items}
     return dict(path=[str(o) for o in items]) if isinstance(items[0], (str,Path)) else {}
@@ -100,12 +100,14 @@ def suspect_frame(
     dls # DataLoaders whose training set has N items
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The ranked list of the training images"
-    vocab,ds = [str(o) for o in dls.vocab],dls.train_ds
+    vocab,ds,probs = [str(o) for o in dls.vocab],dls.train_ds,np.asarray(probs)
     given = np.array([int(o) for o in ds.tls[1]]) if hasattr(ds, 'tls') else np.array([int(ds[i][1]) for i in range(len(ds))])
-    s = suspects(np.nan_to_num(probs), given)
-    df = pd.DataFrame(dict(item=range(len(given)), **_named_items(getattr(ds, 'items', [None]), vocab), label=[vocab[i] for i in given], suggested=[vocab[i] for i in s.suggested], score=s.score.round(4)))
-    df = pd.concat([df, pd.DataFrame(np.asarray(probs).round(4), columns=[f'p:{o}' for o in vocab])], axis=1)
-    return df[~np.isnan(probs).any(1)].sort_values('score', ascending=False, kind='stable', ignore_index=True)
+    seen = np.flatnonzero(~np.isnan(probs).any(1))
+    names = {k:[v[i] for i in seen] for k,v in _named_items(getattr(ds, 'items', [None])).items()}
+    s = suspects(probs[seen], given[seen])
+    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested], score=s.score.round(6)))
+    df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
+    return df.sort_values('score', ascending=False, kind='stable', ignore_index=True)
 
 def read_labels(
     run:str|Path # Folder of a run of `sesemi-train --out`, or its labels.csv
