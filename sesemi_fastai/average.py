@@ -13,7 +13,7 @@ from fastai.vision.all import get_model
 from .core import InputError
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/14_average.ipynb #c235df38
+# %% ../nbs/14_average.ipynb #4fd91d0f
 class EMA(StaysHome):
     "Evaluate and keep the exponential moving average of the weights"
     order,run_valid = -15,False
@@ -23,15 +23,13 @@ class EMA(StaysHome):
         if decay is not None and not 0 <= decay < 1: raise InputError(f"decay={decay:g}: give a share from 0 to below 1")
         self.decay,self.average,self.own,self.steps = decay,None,None,0
 
-    @property
-    def _passive(self): return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder')
     def _floats(self): return [o for o in get_model(self.learn.model).state_dict().values() if o.is_floating_point()]
 
     def before_fit(self):
-        if not self._passive: self.average,self.own,self.steps = None,None,0
+        if not self.passive: self.average,self.own,self.steps = None,None,0
 
     def before_epoch(self):
-        if not self._passive: around_next_phase(self.learn, self._own_weights, ['train'])
+        if not self.passive: around_next_phase(self.learn, self._own_weights, ['train'])
 
     @contextmanager
     def _own_weights(self):
@@ -52,7 +50,7 @@ class EMA(StaysHome):
         with torch.no_grad(): get_ema_multi_avg_fn(min(d, (1+self.steps)/(10+self.steps)))(self.average, self._now, self.steps)
 
     def after_fit(self):
-        if not self._passive: self.average,self.own = None,None
+        if not self.passive: self.average,self.own = None,None
 
     def state_dict(self) -> dict:
         "The average, the network's own weights, and the steps so far"

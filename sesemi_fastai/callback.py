@@ -88,13 +88,13 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/09_callback.ipynb #37ee8bcc
+# %% ../nbs/09_callback.ipynb #ca8e8bcb
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
     columns = 'rot_loss','rot_acc','rot_weight'
     def __init__(self,
-        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader; or a function of the Learner that gives one of these at each epoch's start
+        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader; or a function of the Learner that gives such images at each epoch's start
         weight:float=1., # Factor of the rotation loss; or a schedule of fastai's for it, such as SchedCos(1, 0)
         rampup:float=0, # Epochs over which the weight rises from near 0; 0 for none
         bs:int|None=None, # Unlabeled images in a step; a quarter of the labelled batch if None
@@ -221,7 +221,10 @@ class SESEMI(TrainingColumns):
 
     def _source(self):
         "The unlabeled images of this epoch"
-        return None if self._own_batch else self.unlabeled(self.learn) if self._changing else self.unlabeled
+        if not self._changing: return None if self._own_batch else self.unlabeled
+        source = self.unlabeled(self.learn)
+        if isinstance(source, str) and source in ('valid','batch'): raise InputError(f"a function as unlabeled= gives images, not {source!r}: a folder, paths, a DataFrame or a DataLoader")
+        return source
 
     def _prepare(self):
         "Stream and branch for the Learner's data and model; kept for the next fit as long as these and the settings stay"

@@ -83,7 +83,7 @@ def latest_checkpoint(
         except InputError as e: reason = str(e); print(f'not used: {reason}', file=sys.stderr)
     if files: raise InputError(f"no checkpoint in {folder} can be used: {reason}")
 
-# %% ../nbs/21_checkpoint.ipynb #6b4234ba
+# %% ../nbs/21_checkpoint.ipynb #16b4008f
 def _stateful(learn): return {cb.name:cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
 def _trackers(learn): return {cb.name:cb for cb in learn.cbs if isinstance(cb, TrackerCallback)}
 _tracked,_recorded = ('best','wait'),('lrs','iters','losses','values')
@@ -104,7 +104,7 @@ class Checkpoint(StaysHome):
 
     # -- writing
     def after_epoch(self):
-        if self._passive or ((self.epoch+1)%self.every and self.epoch+1 < self.n_epoch): return
+        if self.passive or ((self.epoch+1)%self.every and self.epoch+1 < self.n_epoch): return
         own = gathered(self._own_state())
         if rank_distrib(): return
         write_checkpoint({**self._shared_state(), 'ranks':own}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
@@ -128,11 +128,8 @@ class Checkpoint(StaysHome):
         return dict(count=acc.count, grads=[p.grad for p in self.learn.model.parameters()]) if acc and acc.count else None
 
     # -- going on
-    @property
-    def _passive(self): return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder')
-
     def before_fit(self):
-        if self._passive: return
+        if self.passive: return
         self.n_fit += 1
         if not rank_distrib():
             for half in self.folder.glob(f'.fit-{self.n_fit}-*'): half.unlink() # of a process that was killed while writing
@@ -173,7 +170,7 @@ class Checkpoint(StaysHome):
 
     def before_train(self):
         "The last thing before the first batch: what other callbacks may have drawn from goes back to its place"
-        if self._state is None or self._passive: return
+        if self._state is None or self.passive: return
         own = self._state['ranks'][rank_distrib()]
         self._restore_waiting(own['waiting'])
         plain_dl(self.dls.train).rng.setstate(own['order'])
@@ -186,7 +183,7 @@ class Checkpoint(StaysHome):
         for p,g in zip(self.learn.model.parameters(), waiting['grads']): p.grad = None if g is None else g.to(p.device)
 
     def after_fit(self):
-        if self._passive: return
+        if self.passive: return
         self._state = None
         if getattr(self.learn.__dict__.get('_with_events'), '__self__', None) is self: del self.learn._with_events # every epoch was done
 

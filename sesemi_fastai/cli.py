@@ -10,7 +10,7 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
-# %% ../nbs/45_cli.ipynb #b5d07b86
+# %% ../nbs/45_cli.ipynb #214615ed
 import json,sys
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ from inspect import signature
 from fastai.vision.all import rank_distrib
 from .core import InputError,RunStopped,image_files,one_line,shows_bars,write_text
 from .bench import speed_record,speed_table
-from .data import noisy_table,show_noisy_batch
-from .corrections import accepted
+from .data import noisy_table,read_table,show_noisy_batch
+from .corrections import accepted,merged
 from .labels import average_precision,cleanlab_of,read_labels,self_confidence
 from .experiment import make_dls,train_run,resume_run
 from .folder import is_done
@@ -197,12 +197,22 @@ def sesemi_bench(
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
-# %% ../nbs/45_cli.ipynb #b490d631
+# %% ../nbs/45_cli.ipynb #ffb5bbe2
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
     ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
     wrong = (df.label != df.true).mean()
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: " + ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
+
+def _write_corrections(taken, fname, df):
+    "Add what is accepted to what `fname` holds already; decisions that are there stay"
+    old = read_table(fname, dtype=str).fillna('') if fname.is_file() else None
+    if old is not None and not {'path','action'} <= set(old): raise InputError(f"{fname} is there and holds no corrections: choose another file")
+    res = taken if old is None else merged(taken, old)
+    write_text(fname, res.to_csv(index=False))
+    if 'true' in df and len(taken): print(f"{100*(df.label != df.true)[:len(taken)].mean():.1f}% of the accepted labels are truly wrong")
+    before = '' if old is None else f", beside {len(old)} decisions that were there and stay"
+    print(f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {fname}")
 
 @call_parse
 def sesemi_labels(
@@ -216,6 +226,8 @@ def sesemi_labels(
     "Print which training labels look wrong, and write down which suggestions are accepted"
     with _one_line_errors():
         df = read_labels(run)
+        if n < 0: raise InputError(f"--n {n}: give the number of labels to print")
+        if accept is None and (corrections or action != 'drop'): raise InputError("nothing is written without --accept: give the score from which suggestions are taken")
         taken = None if accept is None else accepted(df, accept, action)
         scores = cleanlab_of(df) if cleanlab else None
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]
@@ -223,10 +235,7 @@ def sesemi_labels(
         print(shown.head(n).to_string(index=False))
         if 'true' in df and (df.label != df.true).any(): print(_told_precision(df, scores))
         if taken is None: return
-        fname = Path(corrections or (Path(run) if Path(run).is_dir() else Path(run).parent)/'corrections.csv')
-        write_text(fname, taken.to_csv(index=False))
-        if 'true' in df and len(taken): print(f"{100*(df.label != df.true)[:len(taken)].mean():.1f}% of the accepted labels are truly wrong")
-        print(f"{len(taken)} of {len(df)} training images to {action}: {fname}; train without these labels by sesemi-train --corrections {fname}")
+        _write_corrections(taken, Path(corrections or (Path(run) if Path(run).is_dir() else Path(run).parent)/'corrections.csv'), df)
 
 # %% ../nbs/45_cli.ipynb #2df3c23b
 @call_parse

@@ -101,7 +101,7 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/36_experiment.ipynb #57c9e987
+# %% ../nbs/36_experiment.ipynb #ee028748
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -166,10 +166,10 @@ def _digest(dls, files):
 
 def _rejected_of(files):
     "A function that gives SESEMI the rejected images among `files`"
-    keep = {os.path.abspath(o) for o in files}
+    upright = {os.path.abspath(o) for o in files}
     def of_epoch(learn):
-        items = rejected_items(learn)
-        return items[[os.path.abspath(Path(learn.dls.path)/o) in keep for o in items.path]]
+        paths = learn.dls.train_ds.items.path
+        return rejected_items(learn, {i for i,o in enumerate(paths) if os.path.abspath(Path(learn.dls.path)/o) in upright})
     return of_epoch
 
 def _sesemi(config, files, n_epoch):
@@ -224,9 +224,10 @@ def _judge_labels(learn, keep):
     df = learn.label_report.frame()
     if len(df) and (df.label != df.true).any(): keep.save(label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
-def _leave_results(learn, export, weights, out):
+def _leave_results(learn, export, weights, out, corrections=None):
     "Write what was asked for; then the checkpoints have done their work"
     if learn.predictions.last: write_text(learn.path/'predictions.csv', learn.predictions.frame().to_csv(index=False))
+    if corrections: write_text(learn.path/'corrections.csv', Path(corrections).read_text(encoding='utf-8')) # decisions on this run's list are added to them
     if learn.label_report.total is not None: write_text(learn.path/'labels.csv', learn.label_report.frame().to_csv(index=False))
     try:
         if export:
@@ -248,7 +249,7 @@ def _ends_well(learn, keep):
         if len(bad): raise RunStopped(f"{bad.path.iloc[0]} has changed since training began: {bad.reason.iloc[0]}") from e
         raise
 
-# %% ../nbs/36_experiment.ipynb #a100a784
+# %% ../nbs/36_experiment.ipynb #f974f710
 def train_run(
     recipe:str='fastai', # Protocol by name, which sets all options that are not given; values in [brackets] are those of the recipe fastai
     dataset:str=None, # nette, woof, wang, mini, or own (your images below --path) [nette]
@@ -311,7 +312,7 @@ def _train(args, config):
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
         with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, config['lr'], cbs=cbs, **_warmup(config, n_epoch))
     _judge_labels(learn, keep)
-    if out and not rank_distrib(): _leave_results(learn, args['export'], args['export_weights'], out)
+    if out and not rank_distrib(): _leave_results(learn, args['export'], args['export_weights'], out, args['corrections'])
     leave_together()
     return keep.record
 

@@ -31,7 +31,7 @@ def indexed(
     res.idx = torch.as_tensor(idx, device=y.device)
     return res
 
-# %% ../nbs/10_items.ipynb #152f0aa1
+# %% ../nbs/10_items.ipynb #6d0f71a5
 class ItemIndex(StaysHome):
     "Give the labels of training batches the index of their items"
     order,run_valid = -20,False
@@ -60,6 +60,7 @@ class ItemIndex(StaysHome):
     def before_batch(self):
         if not self.training or not len(self.yb): return
         y,bs = self.learn.yb[0],self.learn.dl.bs
+        if y.ndim != 1 or y.is_floating_point(): raise InputError(f"labels of shape {tuple(y.shape)} and type {y.dtype}: {type(self).__name__} needs one class for each image")
         idx = self.pass_idxs[self.iter*bs:(self.iter+1)*bs]
         if len(idx) != len(y) or idx[0] is None: raise InputError("the training loader does not say which items are in a batch: it needs an indexed dataset, and items that are not skipped")
         self.learn.yb = (indexed(y, idx), *self.learn.yb[1:])

@@ -39,32 +39,28 @@ def cleanlab_scores(
     p = np.asarray(probs, dtype=float)
     return 1-get_label_quality_scores(np.asarray(given), p/p.sum(1, keepdims=True))
 
-# %% ../nbs/18_labels.ipynb #974aeabe
+# %% ../nbs/18_labels.ipynb #257bf8f6
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
     order = 9
-    def __init__(self): self._empty()
-    def _empty(self): self.total,self.epochs,self.now = None,None,None
+    def __init__(self): self.total,self.epochs,self.now,self.of = None,None,None,None
 
     def before_fit(self):
-        if not self._passive: self._empty()
-
-    @property
-    def _passive(self): return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder')
+        if not self.passive and self.of is not self.dls: self.total,self.epochs,self.of = None,None,self.dls
 
     def before_epoch(self):
-        if self._passive: return
+        if self.passive: return
         super().before_epoch()
         self.now = None
 
     def after_pred(self):
-        if not self.training or self._passive: return
+        if not self.training or self.passive: return
         p = self.learn.pred.detach().as_subclass(Tensor).float().softmax(1)
         if self.now is None: self.now = torch.zeros(len(self.dls.train_ds), p.shape[1]+1, device=p.device)
         self.now.index_add_(0, self.learn.yb[0].idx, torch.cat([p, torch.ones_like(p[:,:1])], 1))
 
     def after_epoch(self):
-        if self._passive or self.now is None: return
+        if self.passive or self.now is None: return
         sums,n = sum_over_ranks(self.now).cpu().split([self.now.shape[1]-1, 1], 1)
         if self.total is None: self.total,self.epochs = torch.zeros_like(sums),torch.zeros_like(n)
         self.total += sums/n.clamp(min=1)
@@ -87,9 +83,9 @@ class LabelReport(ItemIndex):
 
     def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path`, `label`, `suggested`, `score`, maybe `true`, and the probability of each class as `p:CLASS`
         "One row a training image that was seen, the most suspicious first"
-        return suspect_frame(self.probs().numpy(), self.dls)
+        return suspect_frame(self.probs().numpy(), self.of)
 
-# %% ../nbs/18_labels.ipynb #bdf3cb9c
+# %% ../nbs/18_labels.ipynb #46ab558e
 def _named_items(items):
     "Path, given label and maybe true label of the training items, as far as they are known"
     if isinstance(items, pd.DataFrame): return {k:list(items[k]) for k in ('path','true') if k in items}
@@ -100,7 +96,8 @@ def suspect_frame(
     dls # DataLoaders whose training set has N items
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The ranked list of the training images"
-    vocab,ds,probs = [str(o) for o in dls.vocab],dls.train_ds,np.asarray(probs)
+    ds,probs = dls.train_ds,np.asarray(probs)
+    vocab = [str(o) for o in getattr(dls, 'vocab', None) or range(probs.shape[1])]
     given = np.array([int(o) for o in ds.tls[1]]) if hasattr(ds, 'tls') else np.array([int(ds[i][1]) for i in range(len(ds))])
     seen = np.flatnonzero(~np.isnan(probs).any(1))
     names = {k:[v[i] for i in seen] for k,v in _named_items(getattr(ds, 'items', [None])).items()}
@@ -119,6 +116,8 @@ def read_labels(
     try: df = pd.read_csv(f, dtype=text, keep_default_na=False, na_values={'score':['']})
     except (ValueError,pd.errors.ParserError) as e: raise InputError(f"{f} is not a list of labels: {e}") from None
     if missing := {'label','suggested','score'}-set(df): raise InputError(f"{f} is not a list of labels: it has no column {sorted(missing)[0]!r}")
+    if not len(df): raise InputError(f"{f} is empty")
+    if not pd.to_numeric(df.score, errors='coerce').between(0, 1).all(): raise InputError(f"{f} is not a list of labels: scores are numbers from 0 to 1")
     return df
 
 def average_precision(
@@ -134,7 +133,8 @@ def average_precision(
 def _probs_of(df):
     "Probabilities [N,K] and class numbers of the labels [N] in a list"
     cols = [o for o in df if o.startswith('p:')]
-    return df[cols].to_numpy(),df.label.map({o.removeprefix('p:'):i for i,o in enumerate(cols)}).to_numpy()
+    if missing := sorted({f'p:{o}' for o in df.label}-set(cols)): raise InputError(f"the list has no column {missing[0]!r} with the probabilities of that class")
+    return df[cols].to_numpy(float),df.label.map({o.removeprefix('p:'):i for i,o in enumerate(cols)}).to_numpy()
 
 def self_confidence(
     df:pd.DataFrame # From `LabelReport.frame`

@@ -14,7 +14,7 @@ from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex
 
-# %% ../nbs/16_memory.ipynb #9900f875
+# %% ../nbs/16_memory.ipynb #b6f91921
 def true_labels(
     dls, # DataLoaders of a builder of this package
     true=None # Class name of each training item; the column `true` of `dls.table` if None
@@ -38,7 +38,8 @@ class Memorisation(ItemIndex, TrainingColumns):
 
     def before_fit(self):
         self.hide_columns()
-        self.active = not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'))
+        if self.learn.lock.locked(): return # an evaluation, maybe in the middle of a fit
+        self.active = not self.passive
         if not self.active: return
         t = true_labels(self.dls, self.true)
         self.true_y = None if t is None else t.to(self.dls.device)

@@ -47,9 +47,13 @@ def around_next_phase(
     "Run the next phase of `learn` inside `context()`, once"
     learn._with_events = _Around(learn, context, phases)
 
-# %% ../nbs/07_phase.ipynb #4ea190d1
+# %% ../nbs/07_phase.ipynb #5f021cad
 class StaysHome(Callback):
     "A callback that is not exported with the Learner; its settings are attributes named like its parameters"
+    @property
+    def passive(self) -> bool:
+        "Whether the Learner evaluates, maybe in the middle of a fit, or looks for a learning rate: not a time to learn anything"
+        return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder')
     def __reduce__(self): return Callback,()
     def __copy__(self): return type(self)(**{k:getattr(self, k) for k in signature(type(self).__init__).parameters if k != 'self'})
     def __deepcopy__(self, memo):

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['strongly_augmented', 'FixMatch']
 
-# %% ../nbs/13_pseudo.ipynb #ab16ce84
+# %% ../nbs/13_pseudo.ipynb #043b179e
 import torch, torch.nn.functional as F
+from contextlib import contextmanager
+from torch import nn
 from torch import Tensor
 from torchvision.transforms import v2
 from fastai.vision.all import Normalize,first,get_model,num_distrib
@@ -30,7 +32,17 @@ def strongly_augmented(
     pixels = ((x.float()*std + mean).clamp(0, 1)*255).round().to(torch.uint8)
     return ((torch.stack([_strong(o) for o in pixels]).float()/255 - mean)/std).to(x.dtype)
 
-# %% ../nbs/13_pseudo.ipynb #df50159b
+# %% ../nbs/13_pseudo.ipynb #d60167b3
+@contextmanager
+def _own_statistics(model):
+    "BatchNorm of `model` normalises by the batch inside, and its running statistics stay"
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    was = [m.momentum for m in norms]
+    for m in norms: m.momentum = 0.
+    try: yield model
+    finally:
+        for m,o in zip(norms, was): m.momentum = o
+
 class FixMatch(StaysHome):
     "Train rejected images with the labels that the network is sure of"
     order,run_valid = SESEMI.order,False
@@ -43,28 +55,28 @@ class FixMatch(StaysHome):
         self.tau,self.weight,self.seed,self.random,self.n_images = tau,weight,seed,OwnRandom(seed),0
 
     def before_fit(self):
-        self.active = not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'))
-        if not self.active: return
+        if self.passive: return
         if any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError("FixMatch needs unmixed images: leave out MixUp and CutMix")
         chosen_labels(self.learn)
         self.norm,self.n_images = first(o for o in self.dls.train.after_batch.fs if isinstance(o, Normalize)),0
 
     def after_loss(self):
-        if not self.training or not self.active: return
+        if not self.training or self.passive: return
         where,counts = self._sure()
         if not len(where): return
         with self.random(): x = strongly_augmented(self.xb[0][where], self.norm)
         self.n_images += len(x)
         pseudo = self.learn.pred.detach()[where].argmax(1).as_subclass(Tensor)
-        pred = get_model(self.learn.model)(x).as_subclass(Tensor).float()
+        with _own_statistics(get_model(self.learn.model)) as model: pred = model(x).as_subclass(Tensor).float()
         loss = (F.cross_entropy(pred, pseudo, reduction='none')*counts).sum()/len(self.xb[0])
         self.learn.loss_grad = self.learn.loss_grad + self.weight*loss
 
     def _sure(self):
-        "The places in the batch of rejected images with a sure prediction, and how much each counts"
+        "The places in the batch of rejected images, if one of them has a sure prediction, and how much each counts"
         p = self.learn.pred.detach().as_subclass(Tensor).float().softmax(1).max(1)[0]
-        where = (chosen_labels(self.learn).rejected[self.learn.yb[0].idx] & (p >= self.tau)).nonzero()[:,0]
-        if len(where) > 1: return where,torch.ones_like(p[where])
+        where = chosen_labels(self.learn).rejected[self.learn.yb[0].idx].nonzero()[:,0]
+        sure = (p[where] >= self.tau).float()
+        if len(where) > 1 and sure.any(): return where,sure
         where = torch.arange(min(2, len(p))*(num_distrib() > 1), device=p.device) # where BatchNorm is shared, each process has to take part
         return where,torch.zeros_like(p[where])
 

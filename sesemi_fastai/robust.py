@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TrainingLoss', 'GCE', 'SCE', 'Bootstrap', 'ELR', 'RobustLoss']
 
-# %% ../nbs/11_robust.ipynb #233b204f
+# %% ../nbs/11_robust.ipynb #d5626384
 import torch, torch.nn.functional as F
 from contextlib import contextmanager
+from copy import deepcopy
 from torch import Tensor
 from fastai.vision.all import num_distrib
 from .core import InputError
@@ -69,7 +70,7 @@ class Bootstrap(TrainingLoss):
         own = logp.max(1)[0] if self.hard else (logp.exp()*logp).sum(1)
         return -self.beta*_of_label(logp, targ) - (1-self.beta)*own
 
-# %% ../nbs/11_robust.ipynb #a3d3feb7
+# %% ../nbs/11_robust.ipynb #dd2bd7ae
 class ELR(TrainingLoss):
     "Early-learning regularisation with temporal targets"
     remembers = 'targets'
@@ -87,7 +88,7 @@ class ELR(TrainingLoss):
         done:float=0. # Share of the fit that is done
     ):
         "Be ready for an epoch over `n` images; targets that are there stay"
-        if self.targets is not None and len(self.targets) != n: self.targets = None
+        if self.targets is not None: self.targets = self.targets.to(device) if len(self.targets) == n else None
         self.n,self.device = n,device
 
     def per_image(self, pred, targ):
@@ -112,16 +113,22 @@ class ELR(TrainingLoss):
         "Go on from `state`"
         self.targets = state['targets']
 
-# %% ../nbs/11_robust.ipynb #1fe09616
+# %% ../nbs/11_robust.ipynb #0d54098d
 class RobustLoss(ItemIndex):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
-    ): self.loss_func_of_training = loss
+    ): self.loss_func_of_training,self.of = loss,None
+
+    def before_fit(self):
+        "What is remembered of other images is of no use"
+        if self.passive: return
+        if self.of not in (None,self.dls) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
+        self.of = self.dls
 
     def before_epoch(self):
         super().before_epoch()
-        if hasattr(self.learn, 'lr_finder') or self.learn.lock.locked(): return
+        if self.passive: return
         loss = self.loss_func_of_training
         if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.dls.device, self.epoch/self.n_epoch)
         around_next_phase(self.learn, self._with_loss, ['train'])
@@ -157,3 +164,7 @@ class RobustLoss(ItemIndex):
         "Go on from `state`"
         if state: self.loss_func_of_training.load_state_dict(state)
     def __copy__(self): return type(self)(self.loss_func_of_training)
+    def __deepcopy__(self, memo):
+        res = super().__deepcopy__(memo)
+        res.loss_func_of_training = deepcopy(self.loss_func_of_training, memo)
+        return res

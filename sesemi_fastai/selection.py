@@ -5,26 +5,27 @@
 # %% auto #0
 __all__ = ['probability_clean', 'SmallLoss', 'chosen_labels', 'rejected_items']
 
-# %% ../nbs/12_selection.ipynb #537e64a7
+# %% ../nbs/12_selection.ipynb #fd078f65
 import torch, torch.nn.functional as F
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
-from fastai.vision.all import first
+from fastai.vision.all import first,num_distrib
+from .callback import SESEMI
 from .core import InputError
 from .robust import TrainingLoss
 
-# %% ../nbs/12_selection.ipynb #87677a2f
+# %% ../nbs/12_selection.ipynb #157ed234
 def probability_clean(
     losses:Tensor # Loss of each training image, [N]
 ) -> Tensor: # [N], 0 to 1; all 1 where there are not two kinds
     "The probability that each label is right, from a mixture of two Gaussians over the losses"
-    x = losses.detach().double().cpu()
+    x = losses.detach().double().cpu().nan_to_num(posinf=1e6)
     if len(x) < 2 or not (span := x.max()-x.min()): return torch.ones_like(losses)
     x = ((x-x.min())/span).numpy()[:,None]
     gmm = GaussianMixture(2, reg_covar=5e-4, random_state=0).fit(x)
     return torch.tensor(gmm.predict_proba(x)[:,gmm.means_.argmin()], dtype=losses.dtype, device=losses.device)
 
-# %% ../nbs/12_selection.ipynb #f7b4b4b6
+# %% ../nbs/12_selection.ipynb #e726b301
 class SmallLoss(TrainingLoss):
     "Cross-entropy of the images whose label looks right"
     remembers = 'losses'
@@ -43,7 +44,7 @@ class SmallLoss(TrainingLoss):
         done:float=0. # Share of the fit that is done
     ):
         "Choose the images of an epoch over `n` images"
-        if self.losses is None or len(self.losses) != n: self.losses = torch.zeros(n, device=device)
+        self.losses = torch.zeros(n, device=device) if self.losses is None or len(self.losses) != n else self.losses.to(device)
         self.rejected = torch.zeros(n, dtype=torch.bool, device=device)
         known = self.losses > 0
         if done < self.start or known.sum() < 2: return
@@ -69,7 +70,7 @@ class SmallLoss(TrainingLoss):
         "Go on from `state`"
         self.losses = state['losses']
 
-# %% ../nbs/12_selection.ipynb #ddb5f237
+# %% ../nbs/12_selection.ipynb #551fe879
 def chosen_labels(learn) -> SmallLoss:
     "The `SmallLoss` of a Learner"
     cb = first(o for o in learn.cbs if isinstance(getattr(o, 'loss_func_of_training', None), SmallLoss))
@@ -77,10 +78,13 @@ def chosen_labels(learn) -> SmallLoss:
     return cb.loss_func_of_training
 
 def rejected_items(
-    learn # A Learner with `RobustLoss(SmallLoss())`
+    learn, # A Learner with `RobustLoss(SmallLoss())`
+    allowed=None # Places of the items that may be given; all if None
 ): # Items of `dls.train_ds`
-    "The training items whose labels do not count in this epoch; all of them while they would not fill a labelled batch"
+    "The training items whose labels do not count in this epoch; all of them while they would not fill a labelled and an unlabeled batch"
     rejected,items = chosen_labels(learn).rejected,learn.dls.train_ds.items
-    where = [] if rejected is None else rejected.nonzero()[:,0].tolist()
-    if len(where) < learn.dls.train.bs: return items
+    allowed = range(len(items)) if allowed is None else allowed
+    where = [] if rejected is None else [i for i,o in zip(range(len(items)), rejected.tolist()) if o and i in allowed]
+    sesemi = first(o for o in learn.cbs if isinstance(o, SESEMI))
+    if len(where) < max(learn.dls.train.bs, sesemi and sesemi.bs or 0)*max(1, num_distrib()): where = list(allowed)
     return items.iloc[where] if hasattr(items, 'iloc') else [items[i] for i in where]

@@ -105,7 +105,7 @@ def unlabeled_dl(
     return train.new(_input_dataset(dls.train_ds, items), cls=StoreDL if isinstance(train, StoreDL) else TfmdDL, bs=bs, n=None, shuffle=True,
                      drop_last=True, num_workers=num_workers, **tfms)
 
-# %% ../nbs/06_stream.ipynb #c59100d6
+# %% ../nbs/06_stream.ipynb #223e93b3
 class UnlabeledStream:
     "Endless batches of unlabeled images, with random numbers of its own"
     def __init__(self,
@@ -117,8 +117,11 @@ class UnlabeledStream:
     ):
         self.random,self._it,self._peeked = OwnRandom(seed + 1_000_003*rank_distrib()),None,None
         with self.random():
-            if isinstance(source, DataLoader): self.dl = source.new()
-            else: self.dl = source if isinstance(source, TorchDataLoader) else unlabeled_dl(dls, source, bs, num_workers)
+            self.dl = self._loader(dls, source, bs, num_workers)
+
+    def _loader(self, dls, source, bs, num_workers):
+        if isinstance(source, DataLoader): return source.new()
+        return source if isinstance(source, TorchDataLoader) else unlabeled_dl(dls, source, bs, num_workers)
 
     def _next(self):
         for _ in range(2):
@@ -171,7 +174,7 @@ class UnlabeledStream:
     ):
         "Go on with other images"
         self.close()
-        with self.random(): self.dl = unlabeled_dl(dls, source, bs, num_workers)
+        with self.random(): self.dl = self._loader(dls, source, bs, num_workers)
 
     def close(self):
         "End the pass and the worker processes; the next batch begins a new pass"

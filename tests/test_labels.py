@@ -58,14 +58,29 @@ def test_from_list_to_training(trained, mini, tmp_path, action):
         for o in fixes.itertuples():
             if o.path in now: assert now[o.path] == o.new_label != given[o.path]
 
-@pytest.mark.parametrize('args,says', [(['--accept', 2], 'a score from 0 to 1'), (['--accept', .5, '--action', 'burn'], 'drop or relabel')])
+@pytest.mark.cell('Suspicious labels', 'decisions that are there stay, and those of an earlier round go on into the next')
+def test_decisions_add_up(trained, mini, tmp_path):
+    df = read_labels(trained)
+    c = tmp_path/'c.csv'
+    pd.DataFrame(dict(path=df.path[:1], label=df.label[:1], action='keep', new_label='')).to_csv(c, index=False)
+    res = run('sesemi-labels', trained, '--accept', float(df.score[2]), '--corrections', c)
+    fixes = pd.read_csv(c, dtype=str, keep_default_na=False)
+    assert fixes.action.tolist()[:3] == ['keep','drop','drop'] and '1 decisions that were there' in res.stdout
+    out = tmp_path/'again'
+    assert run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', c, '--out', out, *small).returncode == 0
+    again = read_labels(out)
+    assert run('sesemi-labels', out, '--accept', float(again.score[0])).returncode == 0
+    both = pd.read_csv(out/'corrections.csv', dtype=str, keep_default_na=False)
+    assert both.path.tolist()[:len(fixes)] == fixes.path.tolist() and again.path[0] in set(both.path[len(fixes):])
+
+@pytest.mark.parametrize('args,says', [(['--n', -1], 'the number of labels'), (['--corrections', 'c.csv'], 'without --accept'), (['--accept', 2], 'a score from 0 to 1'), (['--accept', .5, '--action', 'burn'], 'drop or relabel')])
 def test_mistakes_of_sesemi_labels(trained, args, says):
     res = run('sesemi-labels', trained, *args)
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1 and not res.stdout
 
 @pytest.mark.cell('Suspicious labels', 'a run without a list, a list or corrections that are none, validation images: one line')
 @pytest.mark.parametrize('text,says', [(None, 'there is no table'), ('a,b\n1,2\n', "no column 'path'"), ('path,action\nnone.jpg,drop\n', 'not in the table'), ('path,action,new_label\n{train},relabel,whale\n', 'no class'),
-    ('path,action\n{valid},drop\n', 'validation image'), ('path,action\n{train},burn\n', 'choose keep, drop or relabel')])
+    ('path,action\n{valid},drop\n', 'validation image'), ('path,action\n{train},burn\n', 'choose keep, drop or relabel'), ('path,label,action\n{train},whale,drop\n', 'of other labels')])
 def test_mistakes_in_corrections(mini, tmp_path, text, says):
     table,f = table_of(mini),tmp_path/'c.csv'
     if text: f.write_text(text.format(train=table.path[~table.is_valid].iloc[0], valid=table.path[table.is_valid].iloc[0]))
@@ -73,6 +88,10 @@ def test_mistakes_in_corrections(mini, tmp_path, text, says):
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
 
 def test_not_a_list(tmp_path):
+    for text,says in (('label,suggested,score\n', 'is empty'), ('label,suggested,score\na,b,much\n', 'from 0 to 1'), ('label,suggested,score\na,b,\n', 'from 0 to 1'), ('label,true,suggested,score\na,b,b,.5\n', "no column 'p:a'")):
+        (tmp_path/'labels.csv').write_text(text)
+        res = run('sesemi-labels', tmp_path)
+        assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
     (tmp_path/'labels.csv').write_text('a,b\n1,2\n')
     for where,says in ((tmp_path, 'not a list of labels'), (tmp_path/'none', 'leaves one when it is done')):
         res = run('sesemi-labels', where)

@@ -141,6 +141,75 @@ def test_rejected_images_are_turned(make_learn):
     assert rejected_items(learn) == [learn.dls.train_ds.items[i] for i in (3,5,7,8,11,12,13,20,21)]
     with pytest.raises(InputError, match='no images are rejected'): fit(make_learn(cbs=SESEMI(rejected_items)))
 
+def test_too_few_rejected_images_for_the_stream(make_learn):
+    loss = SmallLoss(start=0.)
+    learn = make_learn(cbs=[RobustLoss(loss), SESEMI(rejected_items, bs=40), Look()])
+    assert fit(learn, 3).look.items == [48]*3
+    loss.rejected[:] = True
+    assert len(rejected_items(learn, {1,2,3})) == 3 # all that are allowed
+
+@pytest.mark.cell('Robust losses', 'another callback evaluates in the middle of a fit: nothing is switched off')
+def test_evaluation_in_the_middle(make_learn):
+    from sesemi_fastai.pseudo import FixMatch
+    class Evaluates(Callback):
+        order = 50
+        def after_epoch(self):
+            if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1), self.learn.validate()
+    def figures(*cbs):
+        learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), *cbs]), 3)
+        assert learn.fix_match.n_images > 0 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs.min() == 3
+        return len(learn.memorisation.history),learn.recorder.metric_names,[len(o) for o in learn.recorder.values]
+    assert figures() == figures(Evaluates())
+
+def test_a_copied_learner_remembers_for_itself(make_learn):
+    learn = fit(make_learn(cbs=RobustLoss(SmallLoss())))
+    before,other = chosen_labels(learn).losses.clone(),copy.deepcopy(learn)
+    fit(other)
+    assert torch.equal(before, chosen_labels(learn).losses) and not torch.equal(before, chosen_labels(other).losses)
+
+@pytest.mark.parametrize('loss', [ELR, SmallLoss])
+def test_other_data_of_the_same_length(make_learn, make_dls, loss):
+    learn = fit(make_learn(cbs=[RobustLoss(loss()), LabelReport()]))
+    mine = learn.robust_loss.loss_func_of_training
+    fit(learn)
+    assert learn.label_report.epochs.max() == 2
+    seen = []
+    class First(Callback):
+        order = ItemIndex.order-1
+        def before_epoch(self): seen.append(getattr(mine, mine.remembers))
+    learn.dls = make_dls()
+    fit(learn, cbs=First())
+    assert seen[0] is None and learn.label_report.epochs.max() == 1
+
+def test_what_is_remembered_goes_to_the_device_of_the_data():
+    for loss,state in ((SmallLoss(), dict(losses=torch.zeros(5))), (ELR(), dict(targets=torch.zeros(5,3)))):
+        loss.load_state_dict(state)
+        loss.begin(5, 'meta')
+        assert getattr(loss, loss.remembers).device.type == 'meta'
+
+@pytest.mark.parametrize('cb', [ItemIndex, Memorisation, LabelReport, lambda: RobustLoss(ELR())])
+def test_labels_that_are_no_classes(cb):
+    from fastai.vision.all import DataLoader, DataLoaders, Learner, MSELossFlat, TensorBase
+    ds = [(torch.rand(3),torch.rand(2)) for _ in range(16)]
+    learn = Learner(DataLoaders(*(DataLoader(ds, bs=8) for _ in range(2))), torch.nn.Linear(3, 2), loss_func=MSELossFlat(), cbs=cb())
+    with pytest.raises(InputError, match='one class for each image'): fit(learn)
+
+def test_report_of_one_fit_only(make_learn):
+    report = LabelReport()
+    learn = fit(make_learn(), 2, cbs=report)
+    assert len(report.frame()) == 48 and not hasattr(learn, 'label_report')
+
+def test_a_function_gives_other_images_each_epoch(make_learn, make_dls):
+    from fastai.vision.all import DataLoader
+    dls,asked = make_dls(),[]
+    def source(learn):
+        asked.append(learn.epoch)
+        return [dls.train_ds.items[:20], dls.train.new(bs=2), list(dls.valid_ds.items)][learn.epoch]
+    learn = fit(make_learn(cbs=SESEMI(source, bs=2)), 3)
+    assert asked == [0,1,2] and traces(learn) == CLEAN
+    for bad in ('valid','batch'):
+        with pytest.raises(InputError, match='gives images'): fit(make_learn(cbs=SESEMI(lambda learn: bad)))
+
 def test_rejected_labels_have_no_gradient(make_learn):
     "With the labels of some images scrambled, an epoch in which they are rejected ends with the same weights"
     def weights(scramble):
