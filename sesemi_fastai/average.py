@@ -13,12 +13,12 @@ from fastai.vision.all import get_model
 from .core import InputError
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/14_average.ipynb #4fd91d0f
+# %% ../nbs/14_average.ipynb #fe83e973
 class EMA(StaysHome):
     "Evaluate and keep the exponential moving average of the weights"
     order,run_valid = -15,False
     def __init__(self,
-        decay:float|None=None # Share of the average that a step keeps; None for a half-life of one epoch
+        decay:float|None=None # Share of the average that a step keeps; None for a half-life of a fiftieth of the fit
     ):
         if decay is not None and not 0 <= decay < 1: raise InputError(f"decay={decay:g}: give a share from 0 to below 1")
         self.decay,self.average,self.own,self.steps = decay,None,None,0
@@ -46,7 +46,7 @@ class EMA(StaysHome):
     def after_step(self):
         if getattr(self, '_now', None) is None: return
         self.steps += 1
-        d = .5**(1/max(1, self.n_iter)) if self.decay is None else self.decay
+        d = .5**(50/(self.n_iter*self.n_epoch)) if self.decay is None else self.decay
         with torch.no_grad(): get_ema_multi_avg_fn(min(d, (1+self.steps)/(10+self.steps)))(self.average, self._now, self.steps)
 
     def after_fit(self):
