@@ -10,7 +10,7 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
-# %% ../nbs/45_cli.ipynb #214615ed
+# %% ../nbs/45_cli.ipynb #e384ea04
 import json,sys
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from .cluster import run_on_ray
 from .record import find_records,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
-from .table import result_table,conditions,published_results
+from .table import result_table,conditions,published_beside
 from .curves import plot_curves
 from .page import run_pictures,write_report
 from .scale import plot_scale,scale_record
@@ -114,15 +114,12 @@ def sesemi_table(
         if report: write_report(records, report)
         if plot: plot_curves(records).savefig(plot, dpi=80)
 
-# %% ../nbs/45_cli.ipynb #ad129b0a
+# %% ../nbs/45_cli.ipynb #7374969d
 def _show_study(records):
     print(result_table(records, against=True).to_string(index=False))
     print("Accuracy in percent at the final epoch, mean ± standard deviation; differences from plain training in points, seed by seed, with Student's 95 % interval.")
     print(conditions(records))
-    others,names = published_results(),dict(nette='imagenette', wang='imagewang')
-    for noise,dataset in sorted({(o['config']['noise'], names.get(o['config']['dataset'])) for o in records if o['config']['dataset'] in names}, reverse=True):
-        if len(pub := others[(others.dataset == dataset) & (others.pct_noise.fillna(0) == noise)]):
-            print(f'\nPublished by others, {noise}% wrong labels\n{pub.drop(columns="source").to_string(index=False, na_rep="")}')
+    if len(pub := published_beside(records)): print(f'\nPublished by others\n{pub.drop(columns="source").to_string(index=False, na_rep="")}')
 
 def _plot_study(records, out):
     for noise in sorted({o['config']['noise'] for o in records}, reverse=True):
@@ -237,7 +234,7 @@ def sesemi_labels(
         if taken is None: return
         _write_corrections(taken, Path(corrections or (Path(run) if Path(run).is_dir() else Path(run).parent)/'corrections.csv'), df)
 
-# %% ../nbs/45_cli.ipynb #2df3c23b
+# %% ../nbs/45_cli.ipynb #7768fb5a
 @call_parse
 def sesemi_report(
     out:str, # Folder with records, at any depth
@@ -255,7 +252,7 @@ def sesemi_report(
         pictures = run_pictures(records, found, path)
         if path:
             o = records[0]['config']
-            show_rotated_batch(make_dls(o['dataset'], path, o['noise'], size=o['size'], bs=8, num_workers=0))
+            show_rotated_batch(make_dls(o['dataset'], path, o['noise'], size=o['size'], bs=8, num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
             pictures['A rotated batch: the pretext task guesses the turn'] = plt.gcf()
         print(write_report(records, page or Path(out)/'report.html', title, pictures))
 

@@ -16,7 +16,7 @@ from .recipe import unlabeled_names
 from .record import read_record
 from .study import run_missing
 
-# %% ../nbs/38_cluster.ipynb #fbba5e7c
+# %% ../nbs/38_cluster.ipynb #249efc93
 def _ray():
     try: import ray
     except ImportError: raise InputError("--engine ray needs Ray: pip install 'sesemi_fastai[ray]'") from None
@@ -38,7 +38,7 @@ def _answers(address):
 
 def _with_full_paths(config):
     "Folders that are here, in full: a task of Ray's is at work elsewhere"
-    return {**config, **{k:str(Path(config[k]).resolve()) for k in ('path','unlabeled') if config.get(k) not in (None,*unlabeled_names) and Path(config[k]).exists()}}
+    return {**config, **{k:str(Path(config[k]).resolve()) for k in ('path','unlabeled','store','corrections') if config.get(k) not in (None,'auto',*unlabeled_names) and Path(config[k]).exists()}}
 
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"
@@ -91,4 +91,4 @@ def _take(ray, ref, folder):
         if isinstance(e.cause, InputError): raise InputError(one_line(e.cause)) from None
         return one_line(e.cause)
     except ray.exceptions.RayError as e: return f'its machine died too often: {one_line(e)[:100]}'
-    if not (folder/'record.json').exists(): write_text(folder/'record.json', json.dumps(record, indent=1)+'\n')
+    if read_record(folder).get('status') != 'done': write_text(folder/'record.json', json.dumps(record, indent=1)+'\n')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['png_src', 'run_pictures', 'write_report']
 
-# %% ../nbs/43_page.ipynb #c2d8b5bf
+# %% ../nbs/43_page.ipynb #0c1aad51
 import base64,io
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -15,9 +15,9 @@ from .core import write_text
 from .curves import plot_curves
 from .labels import plot_suspects,read_labels
 from .predictions import plot_confusion,plot_worst
-from .table import conditions,method_name,published_results,result_table
+from .table import conditions,method_name,published_beside,result_table
 
-# %% ../nbs/43_page.ipynb #3a139707
+# %% ../nbs/43_page.ipynb #8f635fe9
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}figure{margin:1rem 0}img{max-width:100%;height:auto}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
@@ -36,9 +36,9 @@ def png_src(
 
 def _html(df): return Safe(f'<div class="scroll">{df.to_html(index=False, border=0, na_rep="")}</div>')
 
-def _published(noises):
-    "What others have published at these noise levels"
-    pub = pd.concat([published_results(n) for n in noises])
+def _published(records):
+    "What others have published for these data"
+    pub = published_beside(records)
     return [H2('Published by others'), _html(pub), P('Other networks, sizes and machines; SESEMI counts an epoch over its unlabeled images.', cls='note')] if len(pub) else []
 
 def _images_of(df, folder, path, run):
@@ -78,6 +78,6 @@ def write_report(
                 Body(H1(title), H2('Accuracy on the validation images'), _html(result_table(records, against=True)),
                      P('Percent at the final epoch, mean ± standard deviation over runs; the best epoch was chosen on the validation images. Differences are seed by seed, '
                        'in points, with Student\'s 95 % interval. Images through the network: labelled and rotated.', cls='note'),
-                     P(conditions(records), cls='note'), *_published(noises), H2('Curves and pictures'), *shown), lang='en')
+                     P(conditions(records), cls='note'), *_published(records), H2('Curves and pictures'), *shown), lang='en')
     write_text(fname, '<!doctype html>\n'+to_xml(page))
     return Path(fname)

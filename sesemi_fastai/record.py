@@ -50,7 +50,7 @@ def image_sizes(
     sizes = {Image.open(f).size for f in files}
     return '{}x{}'.format(*sizes.pop()) if len(sizes) == 1 else 'various'
 
-# %% ../nbs/34_record.ipynb #e8c2bcc8
+# %% ../nbs/34_record.ipynb #03606296
 def _plain(v):
     "A number that JSON knows: nan and infinity become None"
     return round(v, 6) if v is not None and math.isfinite(v) else None
@@ -61,10 +61,11 @@ class Record(StaysHome):
     def __init__(self,
         record:dict, # What is known before training
         fname:Path|None=None, # Where to write it; nowhere if None
-        tell:bool=False # Print a line an epoch, for logs
+        tell:bool=False, # Print a line an epoch, for logs
+        more:bool=False # Results other than the record are yet to be written when training ends: the file says done with the next `save` after `more` is False
     ):
         super().__init__()
-        self.record,self.fname,self.tell = record,fname,tell
+        self.record,self.fname,self.tell,self.more = record,fname,tell,more
 
     def before_fit(self):
         self.labelled,self.train_seconds,self.began,self.history,self.share = 0,0.,time.time(),[],1.
@@ -129,7 +130,8 @@ class Record(StaysHome):
     def save(self, **kwargs):
         "Write the record as it stands, with `kwargs` changed; works after the fit as well"
         self.record.update(kwargs)
-        if self.fname and not rank_distrib(): write_text(self.fname, json.dumps(self.record, indent=1)+'\n')
+        o = {**self.record, 'status':'running'} if self.more and self.record['status'] in ('done','stopped') else self.record
+        if self.fname and not rank_distrib(): write_text(self.fname, json.dumps(o, indent=1)+'\n')
 
     @property
     def rotated(self): return max(1, num_distrib())*self.learn.sesemi.n_images if hasattr(self.learn, 'sesemi') else 0

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['run_cost', 'run_missing', 'comparison', 'study_runs', 'read_study', 'study_records']
 
-# %% ../nbs/37_study.ipynb #3270eda2
+# %% ../nbs/37_study.ipynb #9cf4f7b0
 import sys,time,tomllib
 from itertools import product
 from pathlib import Path
 from fastprogress.fastprogress import format_time
 from .core import InputError,RunStopped,one_line
-from .experiment import check_options,train_run
-from .folder import Busy,alone,is_done,was_begun
+from .experiment import check_options,check_types,train_run
+from .folder import Busy,alone,clear,is_done,was_begun,was_left
 from .recipe import resolved
 from .record import read_record
 
-# %% ../nbs/37_study.ipynb #52ea51ba
+# %% ../nbs/37_study.ipynb #f925a9c9
 def run_cost(
     config:dict # Options of a run
 ) -> float: # In forward and backward passes over the labelled images, roughly
@@ -53,9 +53,9 @@ def run_missing(
     if stopped: raise RunStopped(f"{len(stopped)} of {len(runs)} runs ended early, the first is {' '.join(next(iter(stopped.items())))}")
 
 def _run_if_missing(title, config, folder, clock, left, kwargs):
-    if is_done(folder, config): return
+    if is_done(folder, config) and not was_left(folder): return
     with alone(folder):
-        if is_done(folder, config): return
+        if is_done(folder, config): return clear(folder)
         print(title + clock([run_cost(o) for o in left]), flush=True)
         train_run(**{**config, **kwargs}, out=str(folder), resume=was_begun(folder, config))
         clock.done += run_cost(config)
@@ -75,7 +75,7 @@ def comparison(
     kinds = dict(plain=dict(epochs=epochs, unlabeled='none'), sesemi=dict(epochs=epochs), plain_compute=dict(epochs=2*epochs, unlabeled='none'))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}
 
-# %% ../nbs/37_study.ipynb #2cb4e191
+# %% ../nbs/37_study.ipynb #82bf2417
 def _checked(study, fname):
     "`study` if it has the form of a study file"
     if unknown := set(study)-{'all','grid','method'}: raise InputError(f"{fname}: {sorted(unknown)[0]!r} is unknown; a study has [all], [[grid]] and [method.NAME]")
@@ -94,9 +94,12 @@ def _combinations(grid): return [dict(zip(grid, o)) for o in product(*[v if isin
 def _run_options(study, choice, fname):
     "The options of one run: those of all, of its method, of its place in the grid"
     method = choice.get('method')
+    if method is not None and not isinstance(method, str): raise InputError(f"{fname}: method={method!r}: give the NAME of a [method.NAME]")
     if method is not None and method not in study.get('method', {}): raise InputError(f"{fname}: there is no [method.{method}]")
     config = {**study.get('all', {}), **study.get('method', {}).get(method, {}), **{k:v for k,v in choice.items() if k != 'method'}}
-    try: check_options(resolved(config))
+    try:
+        check_types(config)
+        check_options(resolved(config))
     except InputError as e: raise InputError(f"{fname}: {e}") from None
     return config
 
@@ -113,6 +116,7 @@ def study_runs(
     runs = {}
     for c in choices:
         name,config = _run_name(c, varies) or 'run',_run_options(study, c, fname)
+        if not name.strip('.'): raise InputError(f"{fname}: a run cannot have the name {name!r}")
         if runs.setdefault(name, config) != config: raise InputError(f"{fname}: two different runs have the name {name}")
     return runs
 
@@ -120,7 +124,7 @@ def read_study(
     fname:str|Path # TOML file
 ) -> dict: # Options of `train_run` by name of the run
     "The runs of a study file"
-    try: study = tomllib.loads(Path(fname).read_text(encoding='utf-8'))
+    try: study = tomllib.loads(Path(fname).read_text(encoding='utf-8-sig'))
     except OSError: raise InputError(f"there is no study file {fname}") from None
     except (tomllib.TOMLDecodeError,UnicodeDecodeError) as e: raise InputError(f"{fname} is not TOML: {e}") from None
     return study_runs(study, str(fname))

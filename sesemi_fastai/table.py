@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['method_name', 'records_frame', 'summary', 'mean_std', 'other_settings', 'result_table', 'conditions',
-           'paired_difference', 'against_plain', 'confidence_interval', 'published_results']
+           'paired_difference', 'against_plain', 'confidence_interval', 'published_results', 'published_beside']
 
-# %% ../nbs/41_table.ipynb #2271fca2
+# %% ../nbs/41_table.ipynb #300fa8df
 from importlib.resources import files
 import pandas as pd
 from scipy import stats
 from .core import InputError
-from .recipe import config_of
+from .recipe import config_of,not_the_method
 
-# %% ../nbs/41_table.ipynb #18c92e28
+# %% ../nbs/41_table.ipynb #f6d16f13
 def method_name(
     record:dict # A record
 ) -> str:
@@ -29,7 +29,7 @@ def records_frame(
 ) -> pd.DataFrame: # One row a run; accuracies in percent
     "The figures of each run"
     return pd.DataFrame([dict(
-        **{k:v for k,v in config_of(o).items() if k not in ('path','store')}, data=o['data']['folder'], method=method_name(o),
+        **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], method=method_name(o),
         final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'], images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
         rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records])
 
@@ -138,10 +138,18 @@ def _interval(d):
     low,high = confidence_interval(d)
     return f'{d.mean():+.1f}' + ('' if pd.isna(low) else f' ({low:+.1f} to {high:+.1f})')
 
-# %% ../nbs/41_table.ipynb #5904e688
+# %% ../nbs/41_table.ipynb #5c80e360
 def published_results(
     noise:int|None=None # Only this percentage of wrong labels
 ) -> pd.DataFrame: # dataset, pct_noise, size, epochs, method, accuracy, std, runs, source; percent
     "Results published by others on Noisy Imagenette and Imagewang"
     with files('sesemi_fastai').joinpath('published_results.csv').open(encoding='utf-8') as f: df = pd.read_csv(f)
     return df if noise is None else df[df.pct_noise == noise].reset_index(drop=True)
+
+def published_beside(
+    records # Finished records
+) -> pd.DataFrame: # As `published_results`; empty where nobody has published anything
+    "What others have published for the data sets and noise levels of these runs"
+    df,names = published_results(),dict(nette='imagenette', wang='imagewang')
+    here = {(names.get(o['config'].get('dataset')),o['config']['noise']) for o in records}
+    return df[[(d,n) in here for d,n in zip(df.dataset, df.pct_noise.fillna(0))]].reset_index(drop=True)

@@ -3,7 +3,7 @@ import json, os, random, signal, subprocess, time
 from pathlib import Path
 import pandas as pd, pytest
 from sesemi_fastai.mini import make_mini
-from sesemi_fastai.record import read_records
+from sesemi_fastai.record import read_record, read_records
 from sesemi_fastai.study import read_study
 from test_cli import BIN, run, small, typed
 
@@ -98,15 +98,52 @@ def test_published_figures_do_not_stand_beside_another_data_set(tmp_path, mini):
 def test_published_figures_stand_beside_runs_on_the_photographs():
     study = Path(__file__).parent.parent/'nbs/experiments'
     out = run('sesemi-study', 'table', study/'ranger64.toml', '--out', study/'results/ranger64').stdout
-    assert 'Published by others, 50% wrong labels' in out and '57.76' in out
+    assert 'Published by others' in out and '57.76' in out
 
-def test_an_edited_study_trains_what_has_changed(mini, tmp_path):
+def test_an_edited_study_overwrites_nothing(mini, tmp_path):
     def go(epochs):
         (tmp_path/'s.toml').write_text(six.replace('epochs = 3', f'epochs = {epochs}').replace('[0, 1, 2]', '0').replace('["plain", "sesemi"]', '"plain"'))
         return run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar')
     assert go(1).returncode == 0
     res = go(2)
     assert res.returncode == 2 and 'holds a finished run with other settings' in res.stderr and 'Traceback' not in res.stderr
+
+@pytest.mark.cell('Studies', 'a kill between the last epoch and the last result: the run goes on, and nothing of it is missing')
+def test_kill_while_results_are_written(mini, tmp_path, monkeypatch):
+    from sesemi_fastai import experiment
+    from sesemi_fastai.study import run_missing
+    runs,write = dict(r=dict(path=str(mini), noise=50, size=32, arch='xresnet10_half', bs=16, workers=0, epochs=2, unlabeled='none')),experiment._leave_results
+    def killed(*args): raise SystemError('power cut')
+    monkeypatch.setattr(experiment, '_leave_results', killed)
+    with pytest.raises(SystemError): run_missing(runs, tmp_path, bar=False)
+    assert read_record(tmp_path/'r')['status'] != 'done'
+    monkeypatch.setattr(experiment, '_leave_results', write)
+    run_missing(runs, tmp_path, bar=False)
+    o = read_record(tmp_path/'r')
+    assert o['status'] == 'done' and o['resumed'] == 1 and 'label_precision' in o and len(o['history']) == 2
+    assert sorted(f.name for f in (tmp_path/'r').iterdir() if not f.name.startswith('.')) == ['labels.csv','predictions.csv','record.json']
+    (tmp_path/'r/checkpoints').mkdir() # killed while these were cleared away
+    run_missing(runs, tmp_path, bar=False)
+    assert not (tmp_path/'r/checkpoints').exists()
+
+def test_a_record_from_a_machine_with_another_best_format(mini, tmp_path):
+    from sesemi_fastai.folder import is_done
+    config = dict(path=str(mini), noise=50, size=32, arch='xresnet18', bs=16, workers=0, epochs=1, unlabeled='none', precision='fp32')
+    assert run('sesemi-train', *[o for k,v in config.items() for o in ('--'+k, v)], '--out', tmp_path/'r', '--no-bar').returncode == 0
+    auto = {k:v for k,v in config.items() if k != 'precision'}
+    assert is_done(tmp_path/'r', auto) and is_done(tmp_path/'r', {**auto, 'precision':'auto'}) and not is_done(tmp_path/'r', {**auto, 'precision':'bf16'})
+
+@pytest.mark.parametrize('grid,says', [('unlabeled = 3','give a text'), ('path = 5','give a text'), ('opt = [["sgd"]]','give a text'), ('recipe = [["a"]]','give a text'), ('method = [["a"]]','give the NAME'), ('arch = "xresnet19"','is unknown'),
+    ('noise = 7','noise=7 is unknown'), ('dataset = "wang"\nnoise = 50','no published noisy labels'), ('rot_size = 24\nbn = "joint"','a forward pass for the rotated images alone'), ('recipe = "sesemi-80ep"\nepochs = 5','must be shorter'),
+    ('seed = [0, 1]\nfeatures = [".", ".."]','')])
+def test_what_can_be_told_before_training_is_told(tmp_path, grid, says):
+    (tmp_path/'s.toml').write_text('[[grid]]\n'+grid, encoding='utf-8-sig')
+    res = run('sesemi-study', 'list', tmp_path/'s.toml')
+    assert (res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1 if says else res.returncode == 0) and says in res.stderr, res.stderr
+
+def test_no_run_outside_its_folder(tmp_path):
+    (tmp_path/'s.toml').write_text('[[grid]]\nfeatures = ["..", "."]')
+    assert 'cannot have the name' in run('sesemi-study', 'list', tmp_path/'s.toml').stderr
 
 @pytest.mark.parametrize('args,says', [(['run','none.toml'], 'no study file none.toml'), (['paint','{s}'], 'choose run, table, plot or list'), (['run','{s}','--engine','slurm'], 'choose local or ray'),
     (['table','{s}','--out','nowhere'], 'no run of the study is finished'), (['run','{s}','--path','nowhere'], 'nowhere')])
