@@ -13,7 +13,7 @@ from fastai.vision.all import get_model
 from .core import InputError
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/14_average.ipynb #fe83e973
+# %% ../nbs/14_average.ipynb #79c71f87
 class EMA(StaysHome):
     "Evaluate and keep the exponential moving average of the weights"
     order,run_valid = -15,False
@@ -21,7 +21,7 @@ class EMA(StaysHome):
         decay:float|None=None # Share of the average that a step keeps; None for a half-life of a fiftieth of the fit
     ):
         if decay is not None and not 0 <= decay < 1: raise InputError(f"decay={decay:g}: give a share from 0 to below 1")
-        self.decay,self.average,self.own,self.steps = decay,None,None,0
+        self.decay,self.average,self.own,self.steps,self._now = decay,None,None,0,None
 
     def _floats(self): return [o for o in get_model(self.learn.model).state_dict().values() if o.is_floating_point()]
 
@@ -44,7 +44,7 @@ class EMA(StaysHome):
             torch._foreach_copy_(now, self.average)
 
     def after_step(self):
-        if getattr(self, '_now', None) is None: return
+        if self._now is None: return
         self.steps += 1
         d = .5**(50/(self.n_iter*self.n_epoch)) if self.decay is None else self.decay
         with torch.no_grad(): get_ema_multi_avg_fn(min(d, (1+self.steps)/(10+self.steps)))(self.average, self._now, self.steps)

@@ -10,15 +10,16 @@ from pathlib import Path
 import pandas as pd
 from .core import InputError,write_text
 
-# %% ../nbs/27_cleaner.ipynb #60874950
+# %% ../nbs/27_cleaner.ipynb #eea70c98
 _columns = 'path','label','suggested','score','action','new_label'
 
-def _decisions(fname):
-    "Action and new label by path, as they stand in a file of corrections"
-    if not fname or not Path(fname).is_file(): return {}
-    df = pd.read_csv(fname, dtype=str, keep_default_na=False)
+def _decided(fname):
+    "What stands in a file of corrections; no rows if there is none"
+    if not fname or not Path(fname).is_file(): return pd.DataFrame(columns=_columns)
+    try: df = pd.read_csv(fname, dtype=str, keep_default_na=False)
+    except ValueError as e: raise InputError(f"{fname} is no table: {e}; choose another fname") from None
     if missing := {'path','action'}-set(df): raise InputError(f"{fname} holds no corrections: it has no column {sorted(missing)[0]!r}; choose another fname")
-    return {o['path']:(o['action'],o.get('new_label', '')) for o in df.to_dict('records')}
+    return df.reindex(columns=_columns, fill_value='')
 
 def _menu_value(action, new_label): return {'drop':'<Delete>','relabel':new_label}.get(action, '<Keep>')
 
@@ -35,7 +36,8 @@ class LabelCleaner:
         except ImportError: raise InputError("this needs ipywidgets: pip install 'sesemi_fastai[widgets]'") from None
         if missing := [o for o in _columns[:4] if o not in df]: raise InputError(f"the list has no column {missing[0]!r}: it should come from a label report")
         if n < 1: raise InputError(f"n={n}: show at least one image")
-        self.df,self.path,self.fname,self.n,self.chosen,self.page = df.reset_index(drop=True),Path(path),fname,n,_decisions(fname),0
+        self.df,self.path,self.fname,self.n,self.before,self.page = df.reset_index(drop=True),Path(path),fname,n,_decided(fname),0
+        self.chosen = {o.path:(o.action,o.new_label) for o in self.before.itertuples()}
         self.classes = sorted({*df.label,*df.suggested})
         self._images,self._told,self._label = ImagesCleaner(self.classes, size, size, n),Label(),Label
         self._back,self._next = Button(description='Back'),Button(description='Next')
@@ -64,8 +66,10 @@ class LabelCleaner:
     def _dress(self, box, o):
         "Caption and menu of one thumbnail"
         picture,menu = box.children[:2]
-        menu.options = ['<Keep>','<Delete>',o.suggested,*(c for c in self.classes if c not in (o.label,o.suggested))]
-        menu.value = _menu_value(*self.chosen.get(o.path, ('keep','')))
+        value = _menu_value(*self.chosen.get(o.path, ('keep','')))
+        menu.options = ['<Keep>','<Delete>',o.suggested,*(c for c in self.classes if c != o.suggested and (c != o.label or c == value))]
+        if value not in menu.options: raise InputError(f"{self.fname}: {value!r}, the new label of {o.path}, is no class of the list")
+        menu.value = value
         menu.observe(lambda change: self._choose(o, change['new']), names='value')
         box.children = picture,menu,self._label(f'{o.label}'),self._label(f'{o.suggested}? {100*o.score:.0f}')
 
@@ -81,7 +85,8 @@ class LabelCleaner:
     def corrections(self) -> pd.DataFrame: # Columns `path`, `label`, `suggested`, `score`, `action`, `new_label`
         "What has been decided so far, also about images that are not in the list"
         res = pd.DataFrame([(k,*v) for k,v in self.chosen.items()], columns=['path','action','new_label'])
-        return res.merge(self.df[list(_columns[:4])], on='path', how='left')[list(_columns)]
+        judged = pd.concat([self.before, self.df])[list(_columns[:4])].drop_duplicates('path') # the label that an earlier decision was about stays
+        return res.merge(judged, on='path', how='left')[list(_columns)]
 
     def save(self,
         fname:str|Path # CSV file

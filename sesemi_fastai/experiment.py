@@ -39,13 +39,17 @@ from .stream import unlabeled_items
 from .weights import export_weights as write_weights
 from .steps import MaxSteps,StepsPerEpoch,even_steps
 
-# %% ../nbs/36_experiment.ipynb #e7d9784b
+# %% ../nbs/36_experiment.ipynb #e0fe1fa1
 datasets = dict(
     nette = lambda path,noise,**kw: noisy_imagenette_dls(noise, path=path, **kw),
     woof  = lambda path,noise,**kw: noisy_imagewoof_dls(noise, path=path, **kw),
     wang  = lambda path,noise,**kw: imagewang_dls(path=path, **kw),
     mini  = lambda path,noise,**kw: mini_dls(noise, path=path, **kw),
     own   = lambda path,noise,**kw: own_dls(path, **kw))
+
+def _check_noise(dataset, noise):
+    if dataset not in noisy_datasets and noise: raise InputError(f"dataset {dataset} has no published noisy labels: leave noise at 0")
+    if dataset in noisy_datasets and noise not in noise_levels: raise InputError(f"noise={noise} is unknown: choose one of {', '.join(map(str, noise_levels))}")
 
 def make_dls(
     dataset:str, # nette, woof, wang, mini or own
@@ -56,7 +60,7 @@ def make_dls(
     "The DataLoaders of a dataset by name"
     build = choose(datasets, dataset, 'dataset')
     if dataset == 'own' and path is None: raise InputError("dataset own needs --path: a folder with images, or a CSV file")
-    if dataset not in noisy_datasets and noise: raise InputError(f"dataset {dataset} has no published noisy labels: leave noise at 0")
+    _check_noise(dataset, noise)
     return build(path, noise, **kwargs)
 
 def _files(dls, valid):
@@ -101,7 +105,7 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/36_experiment.ipynb #c398633e
+# %% ../nbs/36_experiment.ipynb #e1b90956
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -118,8 +122,7 @@ def check_types(
 
 def _check_together(config):
     "Options that do not go together"
-    if config['noise'] and config['dataset'] not in noisy_datasets: raise InputError(f"dataset {config['dataset']} has no published noisy labels: leave noise at 0")
-    if config['dataset'] in noisy_datasets and config['noise'] not in noise_levels: raise InputError(f"noise={config['noise']} is unknown: choose one of {', '.join(map(str, noise_levels))}")
+    _check_noise(config['dataset'], config['noise'])
     if not config['warmup'] < config['epochs']: raise InputError(f"warmup={config['warmup']:g}: the warm-up must be shorter than the {config['epochs']} epochs of the run")
     known_arch(config['arch'])
     _sesemi(config, ['an image'], config['epochs'])

@@ -154,10 +154,16 @@ def test_cleaner_in_jupyterlab(lab, trained, mini, tmp_path):
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1280, height=900))
         page.goto(f'{url}/lab/tree/clean.ipynb?reset', timeout=120_000)
-        page.locator('.jp-Notebook .jp-CodeCell').first.click(timeout=120_000)
-        page.keyboard.press('Shift+Enter')
+        cell = page.locator('.jp-Notebook .jp-CodeCell').first
+        cell.wait_for(timeout=180_000)
+        page.get_by_text('| Idle').wait_for(timeout=180_000) # the kernel is there
+        for _ in range(20): # a key that comes before the page listens is lost
+            cell.click()
+            page.keyboard.press('Shift+Enter')
+            page.wait_for_timeout(2000)
+            if cell.locator('.jp-InputPrompt').first.inner_text().strip() != '[ ]:': break
         menus = page.locator('.widget-dropdown select')
-        menus.first.wait_for(timeout=120_000)
+        menus.first.wait_for(timeout=180_000)
         assert menus.count() == 4 and page.locator('.jp-OutputArea img').count() == 4
         df = read_labels(trained)
         menus.nth(0).select_option('<Delete>')
