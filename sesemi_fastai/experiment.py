@@ -266,7 +266,7 @@ def _ends_well(learn, keep):
         if len(bad): raise RunStopped(f"{bad.path.iloc[0]} has changed since training began: {bad.reason.iloc[0]}") from e
         raise
 
-# %% ../nbs/36_experiment.ipynb #210b2b77
+# %% ../nbs/36_experiment.ipynb #7325ed67
 def train_run(
     recipe:str='fastai', # Protocol by name, which sets all options that are not given; values in [brackets] are those of the recipe fastai
     dataset:str=None, # nette, woof, wang, mini, or own (your images below --path) [nette]
@@ -286,7 +286,7 @@ def train_run(
     max_steps:int=None, # End after so many steps of the schedule, to try something out
     bs:int=None, # Labelled images in a batch [64]
     smoothing:float=None, # Label smoothing [0.0]
-    robust:str=None, # What is done against wrong labels: none (cross-entropy), auto, gce, sce, bootstrap, bootstrap_hard, elr, ema, smallloss or fixmatch [none]
+    robust:str=None, # What is done against wrong labels: none (cross-entropy), auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss or fixmatch [none]
     unlabeled:str=None, # Rotated images: none (plain training), train, all (train and validation images), each with the data set's own unlabeled ones; batch (the labelled batch itself); rejected (those whose labels the method rejects); or those of a folder alone [train]
     unlabeled_bs:int=None, # Unlabeled images in a step; a quarter of bs if not given
     weight:float=None, # Factor of the rotation loss [1.0]

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['methods', 'method_names', 'rejecting', 'robust_cbs', 'method_title']
 
-# %% ../nbs/15_methods.ipynb #d878694c
+# %% ../nbs/15_methods.ipynb #7c12efa9
 from fastai.vision.all import L
 from .average import EMA
 from .core import choose
 from .pseudo import FixMatch
-from .robust import ELR,GCE,SCE,Bootstrap,RobustLoss
+from .robust import ELR,GCE,SCE,Bootstrap,Forward,RobustLoss
 from .selection import SmallLoss
 
-# %% ../nbs/15_methods.ipynb #23bb9c1d
+# %% ../nbs/15_methods.ipynb #5f132fc6
 methods = dict(none=lambda: [], gce=lambda: RobustLoss(GCE()), sce=lambda: RobustLoss(SCE()), bootstrap=lambda: RobustLoss(Bootstrap()),
-    bootstrap_hard=lambda: RobustLoss(Bootstrap(.8, hard=True)), elr=lambda: RobustLoss(ELR()), ema=lambda: EMA(), smallloss=lambda: RobustLoss(SmallLoss()),
-    fixmatch=lambda: [RobustLoss(SmallLoss()),FixMatch()], auto=lambda: [RobustLoss(ELR()),EMA()])
-method_names = dict(bootstrap='bootstrapping', bootstrap_hard='hard bootstrapping', smallloss='small loss', fixmatch='small loss with FixMatch', auto='auto')
+    bootstrap_hard=lambda: RobustLoss(Bootstrap(.8, hard=True)), elr=lambda: RobustLoss(ELR()), forward=lambda: RobustLoss(Forward()), ema=lambda: EMA(), smallloss=lambda: RobustLoss(SmallLoss()),
+    fixmatch=lambda: [RobustLoss(SmallLoss()),FixMatch()], auto=lambda: RobustLoss(Forward(lam=3.)))
+method_names = dict(forward='forward correction', bootstrap='bootstrapping', bootstrap_hard='hard bootstrapping', smallloss='small loss', fixmatch='small loss with FixMatch', auto='auto')
 rejecting = 'smallloss','fixmatch' # methods that reject labels
 
 def robust_cbs(

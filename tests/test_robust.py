@@ -11,7 +11,7 @@ from sesemi_fastai.average import EMA
 from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.methods import method_title, methods, robust_cbs
-from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, RobustLoss
+from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, Forward, RobustLoss
 from sesemi_fastai.selection import SmallLoss, chosen_labels, rejected_items
 from test_callback import CLEAN, Boom, Quiet, fit, traces
 from test_cli import last, run, small
@@ -83,6 +83,7 @@ def test_resumed(make_learn, tmp_path, name, source):
         cbs = robust_cbs(name)
         for cb in cbs:
             if name == 'fixmatch': cb.tau = .3
+            if name == 'auto': cb.loss_func_of_training.takeover = (0,2)
             if source and isinstance(cb, RobustLoss): cb.loss_func_of_training.start = 0.
         return make_learn(cbs=[*cbs, SESEMI(source, bs=2), Memorisation(), LabelReport()], opt_func=ranger)
     def go(learn, *cbs):
@@ -94,6 +95,7 @@ def test_resumed(make_learn, tmp_path, name, source):
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
     assert whole.memorisation.history == resumed.memorisation.history and torch.equal(whole.label_report.probs(), resumed.label_report.probs())
     if name in ('elr','auto'): assert torch.equal(*(o.robust_loss.loss_func_of_training.targets for o in (whole, resumed)))
+    if name == 'auto': assert len({(o.robust_loss.loss_func_of_training.passes, o.robust_loss.loss_func_of_training.rate) for o in (whole, resumed)}) == 1 and whole.robust_loss.loss_func_of_training.passes == 3
     if source: assert torch.equal(*(chosen_labels(o).losses for o in (whole, resumed))) and chosen_labels(whole).rejected.any()
     if name == 'fixmatch': assert whole.fix_match.n_images == resumed.fix_match.n_images > 0
 
@@ -113,6 +115,23 @@ def test_elr_holds_targets_of_all_images(make_learn):
     learn = fit(make_learn(cbs=RobustLoss(ELR())), 2)
     t = learn.robust_loss.loss_func_of_training.targets
     assert t.shape == (48,3) and torch.allclose(t.sum(1), torch.full((48,), 1-.7**2), atol=1e-3)
+
+def test_rate_of_wrong_labels_is_estimated(make_learn):
+    learn = make_learn(cbs=RobustLoss(Forward(top=.3, part=.9)))
+    loss = learn.robust_loss.loss_func_of_training
+    fit(learn, 2)
+    t,y = loss.targets[:,:-1],torch.tensor([learn.dls.vocab.o2i[f.parent.name] for f in learn.dls.train_ds.items])
+    assert t.shape == (48,3) and torch.allclose(loss.targets[:,-1], t.gather(1, y[:,None])[:,0])
+    loss.begin(48, 'cpu')
+    surest = (t/t.sum(1, keepdim=True)).max(1)[0].topk(14)[1]
+    assert loss.rate == pytest.approx(.9*min(2/3, (t[surest].argmax(1) != y[surest]).float().mean().item())) and loss.passes == 2
+    learn.dls = copy.copy(learn.dls) # other images, for all it knows
+    fit(learn)
+    assert loss.passes == 0 == loss.rate
+
+def test_no_value_of_the_preset_knows_the_noise():
+    a,b = (robust_cbs('auto')[0].loss_func_of_training for _ in range(2))
+    assert a is not b and (a.rate, a.passes, a.targets) == (0, 0, None) # each run starts anew; it is told nothing
 
 @pytest.mark.parametrize('name', every)
 def test_on_the_command_line(mini, name):
