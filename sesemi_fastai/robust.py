@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['TrainingLoss', 'GCE', 'SCE', 'Bootstrap', 'TemporalTargets', 'ELR', 'Forward', 'RobustLoss']
 
-# %% ../nbs/11_robust.ipynb #d5626384
+# %% ../nbs/11_robust.ipynb #04c9eab5
 import torch, torch.nn.functional as F
 from contextlib import contextmanager
 from copy import deepcopy
 from torch import Tensor
 from fastai.vision.all import num_distrib
+from .columns import TrainingColumns
 from .core import InputError
 from .distributed import sum_over_ranks
 from .items import ItemIndex
@@ -126,7 +127,7 @@ class ELR(TemporalTargets):
         q = p.detach()
         return ce + self.lam*_away_from_target(p, self._updated(idx, q/q.sum(1, keepdim=True)))
 
-# %% ../nbs/11_robust.ipynb #5a69dc82
+# %% ../nbs/11_robust.ipynb #a18ddb6b
 class Forward(TemporalTargets):
     "Cross-entropy of the given labels, as far as the training itself shows them to be wrong"
     def __init__(self,
@@ -148,15 +149,14 @@ class Forward(TemporalTargets):
     ):
         "Estimate the rate of wrong labels for an epoch over `n` images"
         super().begin(n, device, done)
-        self.rate = 0. if self.targets is None else self.part*(1-self._taken())*self._disagreement()
+        self.rate = 0. if self.targets is None else self.part*(1-self._taken())*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1))
 
-    def _disagreement(self):
-        "The share of the surest targets that are another class than the label, and no more than guessing would give"
+    @property
+    def wrong_labels(self) -> float:
+        "Estimated share of wrong labels: of the surest targets, those that are another class than the label"
         t,of_label = self.targets[:,:-1],self.targets[:,-1]
-        sure,wrong = (t/t.sum(1, keepdim=True).clamp(min=1e-6)).max(1)[0],t.max(1)[0] > of_label
-        seen = t.sum(1) > 0
-        k = sure.where(seen, -1.).topk(max(1, int(self.top*seen.sum())))[1]
-        return min(wrong[k].float().mean().item(), 1-1/t.shape[1])
+        sure,wrong,seen = (t/t.sum(1, keepdim=True).clamp(min=1e-6)).max(1)[0],t.max(1)[0] > of_label,of_label > 0
+        return wrong[sure.where(seen, -1.).topk(max(1, int(self.top*seen.sum())))[1]].float().mean().item()
 
     def _taken(self):
         "How far early-learning regularisation has taken over, 0 to 1"
@@ -174,20 +174,27 @@ class Forward(TemporalTargets):
         other = ce.new_tensor(self.rate/(classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
-# %% ../nbs/11_robust.ipynb #0d54098d
-class RobustLoss(ItemIndex):
+# %% ../nbs/11_robust.ipynb #68fbc242
+class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
+    columns = 'wrong_labels',
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
     ): self.loss_func_of_training,self.of = loss,None
 
     def before_fit(self):
         "What is remembered of other images is of no use"
+        self.hide_columns()
         if self.passive: return
         if self.of not in (None,self.dls) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = self.dls
+        if self._estimates: self.show_columns()
+
+    @property
+    def _estimates(self): return hasattr(type(self.loss_func_of_training), 'wrong_labels')
 
     def before_epoch(self):
+        self.hide_columns()
         super().before_epoch()
         if self.passive: return
         loss = self.loss_func_of_training
@@ -203,6 +210,11 @@ class RobustLoss(ItemIndex):
         if num_distrib() > 1 and (after := self._memory()) is not None:
             if before is None: before = torch.zeros_like(after)
             setattr(loss, loss.remembers, before + sum_over_ranks(after-before))
+
+    def after_epoch(self):
+        if self._estimates and not self.passive and self._memory() is not None: self.fill_columns(dict(wrong_labels=self.loss_func_of_training.wrong_labels))
+
+    def after_fit(self): self.hide_columns()
 
     def _put_back(self, loss, old):
         "The Learner has its own loss again, and so has `MixUp`, which keeps it for the next fit"

@@ -6,7 +6,7 @@ import pytest
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
 allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], batches=['core','store'], stream=['batches','core','distributed','rotation'], phase=[], columns=['phase'],
-               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], robust=['core','distributed','items','phase'], selection=['callback','core','robust'],
+               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], robust=['columns','core','distributed','items','phase'], selection=['callback','core','robust'],
                pseudo=['callback','core','phase','selection','stream'], average=['core','phase'], methods=['average','core','pseudo','robust','selection'], labels=['core','distributed','items','predictions'],
                memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], checkpoint=['core','distributed','phase'],
                weights=['core'], noise=['core'], scan=['core'], augment=['batches','core'], corrections=['core'], cleaner=['core'], data=['augment','batches','core','corrections','scan','store'], tree=['core','data'], mini=['core','noise','data'],

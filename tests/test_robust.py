@@ -122,9 +122,11 @@ def test_rate_of_wrong_labels_is_estimated(make_learn):
     fit(learn, 2)
     t,y = loss.targets[:,:-1],torch.tensor([learn.dls.vocab.o2i[f.parent.name] for f in learn.dls.train_ds.items])
     assert t.shape == (48,3) and torch.allclose(loss.targets[:,-1], t.gather(1, y[:,None])[:,0])
+    shown = learn.recorder.values[-1][learn.recorder.metric_names[1:-1].index('wrong_labels')]
+    assert shown == loss.wrong_labels and traces(learn) == CLEAN
     loss.begin(48, 'cpu')
     surest = (t/t.sum(1, keepdim=True)).max(1)[0].topk(14)[1]
-    assert loss.rate == pytest.approx(.9*min(2/3, (t[surest].argmax(1) != y[surest]).float().mean().item())) and loss.passes == 2
+    assert loss.rate == pytest.approx(.9*min(2/3, (t[surest].argmax(1) != y[surest]).float().mean().item())) and 0 < shown and loss.passes == 2
     learn.dls = copy.copy(learn.dls) # other images, for all it knows
     fit(learn)
     assert loss.passes == 0 == loss.rate
