@@ -88,7 +88,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/09_callback.ipynb #ca8e8bcb
+# %% ../nbs/09_callback.ipynb #659e9452
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -190,7 +190,9 @@ class SESEMI(TrainingColumns):
     @property
     def _epochs_done(self): return self.pct_train*self.n_epoch
     @property
-    def _rot_alone(self): return self._epochs_done < self.rot_only
+    def rotations_alone(self) -> bool:
+        "Whether labels add nothing yet"
+        return max(self._epochs_done, self.epoch) < self.rot_only
 
     # -- one training phase
     @contextmanager
@@ -264,7 +266,7 @@ class SESEMI(TrainingColumns):
 
     # -- one training step
     def before_batch(self):
-        self._turning = self._on and (self._rot_alone or self._steps % self.every == 0)
+        self._turning = self._on and (self.rotations_alone or self._steps % self.every == 0)
         self._steps += self._on
         if not self._turning: return
         self._turn()
@@ -303,7 +305,7 @@ class SESEMI(TrainingColumns):
 
     def _label_loss(self):
         "What the labels add: nothing in the epochs that learn the rotations alone; several processes need a gradient for each weight all the same"
-        if not self._rot_alone: return self.learn.loss_grad
+        if not self.rotations_alone: return self.learn.loss_grad
         return 0*self.learn.loss_grad if num_distrib() > 1 else 0.
 
     def after_backward(self):

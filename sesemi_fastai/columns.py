@@ -9,7 +9,7 @@ __all__ = ['TrainingColumns']
 from fastai.vision.all import L,ValueMetric
 from .phase import StaysHome
 
-# %% ../nbs/08_columns.ipynb #e789a4ec
+# %% ../nbs/08_columns.ipynb #3d04c804
 def _bare(name): return name.removeprefix('train_').removeprefix('valid_')
 
 class TrainingColumns(StaysHome):
@@ -32,7 +32,7 @@ class TrainingColumns(StaysHome):
         if self.learn.lock.locked() or not hasattr(self.learn, 'recorder'): return
         rec = self.recorder
         names = rec.metric_names[:-1] if rec.add_time else rec.metric_names
-        ours = {nm for cb in self.learn.cbs for nm in getattr(type(cb), 'columns', ())}
+        ours = {nm for cb in self.learn.cbs if isinstance(cb, TrainingColumns) for nm in cb.columns}
         if len(rec.log) < len(names): # the first of us this epoch makes room for all
             rest = iter(rec.log)
             rec.log = L(None if _bare(n) in ours else next(rest, None) for n in names)

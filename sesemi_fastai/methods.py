@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['methods', 'method_names', 'rejecting', 'robust_cbs', 'method_title']
 
-# %% ../nbs/15_methods.ipynb #7c12efa9
+# %% ../nbs/15_methods.ipynb #cdf081a4
 from fastai.vision.all import L
 from .average import EMA
 from .core import choose
 from .pseudo import FixMatch
-from .robust import ELR,GCE,SCE,Bootstrap,Forward,RobustLoss
+from .robust import ELR,GCE,SCE,Bootstrap,ForwardCorrection,RobustLoss
 from .selection import SmallLoss
 
-# %% ../nbs/15_methods.ipynb #5f132fc6
+# %% ../nbs/15_methods.ipynb #71d1d561
 methods = dict(none=lambda: [], gce=lambda: RobustLoss(GCE()), sce=lambda: RobustLoss(SCE()), bootstrap=lambda: RobustLoss(Bootstrap()),
-    bootstrap_hard=lambda: RobustLoss(Bootstrap(.8, hard=True)), elr=lambda: RobustLoss(ELR()), forward=lambda: RobustLoss(Forward()), ema=lambda: EMA(), smallloss=lambda: RobustLoss(SmallLoss()),
-    fixmatch=lambda: [RobustLoss(SmallLoss()),FixMatch()], auto=lambda: RobustLoss(Forward(lam=3.)))
+    bootstrap_hard=lambda: RobustLoss(Bootstrap(.8, hard=True)), elr=lambda: RobustLoss(ELR()), forward=lambda: RobustLoss(ForwardCorrection()), ema=lambda: EMA(), smallloss=lambda: RobustLoss(SmallLoss()),
+    fixmatch=lambda: [RobustLoss(SmallLoss()),FixMatch()], auto=lambda: RobustLoss(ForwardCorrection(lam=3.)))
 method_names = dict(forward='forward correction', bootstrap='bootstrapping', bootstrap_hard='hard bootstrapping', smallloss='small loss', fixmatch='small loss with FixMatch', auto='auto')
 rejecting = 'smallloss','fixmatch' # methods that reject labels
 
