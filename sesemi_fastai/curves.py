@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from .core import InputError
 from .table import method_name,other_settings,records_frame
 
-# %% ../nbs/42_curves.ipynb #ed7a06c8
+# %% ../nbs/42_curves.ipynb #cf178c60
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
     df,kinds = records_frame(records),{}
@@ -39,25 +39,23 @@ def plot_curves(
     records, # Finished records of one noise level
     title:str='' # Over the figure
 ): # matplotlib figure
-    "Validation accuracy against labelled passes and against images, rotation accuracy, and wrong labels memorised where the true ones are known"
+    "Validation accuracy against labelled passes and against images; rotation accuracy, and wrong labels memorised, where there are any"
     if len({o['config']['noise'] for o in records}) != 1: raise InputError("curves need records of one noise level: choose it with --noise")
     kinds = _kinds(records)
     style = _style(kinds)
     memorised = {k:[o for o in v if o['history'][0].get('wrong_as_given') is not None] for k,v in kinds.items()}
-    memorised = {k:v for k,v in memorised.items() if v}
-    fig,axs = plt.subplots(2, 2, figsize=(9.5,6.8), layout='constrained') if memorised else plt.subplots(1, 3, figsize=(13,3.8), layout='constrained')
-    axs = axs.flat
+    turned = {k:[o for o in v if 'rot_acc' in o['history'][0]] for k,v in kinds.items()}
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
-    _draw(axs[0], kinds, style, passes, lambda h: h['accuracy'])
-    _draw(axs[1], kinds, style, images, lambda h: h['accuracy'])
-    _draw(axs[2], {k:v for k,v in kinds.items() if 'rot_acc' in v[0]['history'][0]}, style, passes, lambda h: h['rot_acc'])
-    if memorised: _draw(axs[3], memorised, style, passes, lambda h: h['wrong_as_given'])
-    for ax,x,y in zip(axs, ('labelled passes','thousand images through the network','labelled passes','labelled passes'),
-                      ('validation accuracy, %','validation accuracy, %','rotation accuracy (training), %','wrong labels predicted in training, %')):
-        ax.set(xlabel=x, ylabel=y)
+    panels = [(runs,x,y,key,label) for runs,x,y,key,label in ((kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %'), (kinds, 'thousand images through the network', images, 'accuracy', 'validation accuracy, %'),
+              (turned, 'labelled passes', passes, 'rot_acc', 'rotation accuracy (training), %'), (memorised, 'labelled passes', passes, 'wrong_as_given', 'wrong labels predicted in training, %')) if any(runs.values())]
+    rows = len(panels)//2 if len(panels) > 3 else 1
+    fig,axs = plt.subplots(rows, len(panels)//rows, figsize=((9.5,6.8) if rows > 1 else (4.4*len(panels),3.8)), layout='constrained')
+    for ax,(runs,x,along,key,label) in zip(axs.flat, panels):
+        _draw(ax, {k:v for k,v in runs.items() if v}, style, along, lambda h: h[key])
+        ax.set(xlabel=x, ylabel=label)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if ax.lines: ax.legend(fontsize=7)
+        ax.legend(fontsize=7)
     fig.suptitle(title)
     return fig
