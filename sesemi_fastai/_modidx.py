@@ -318,6 +318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'sesemi_fastai.cli._plot_study': ('cli.html#_plot_study', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._scan': ('cli.html#_scan', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._show_study': ('cli.html#_show_study', 'sesemi_fastai/cli.py'),
+                                   'sesemi_fastai.cli._told_estimate': ('cli.html#_told_estimate', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._told_precision': ('cli.html#_told_precision', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._write_corrections': ('cli.html#_write_corrections', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli.sesemi_bench': ('cli.html#sesemi_bench', 'sesemi_fastai/cli.py'),

@@ -10,7 +10,7 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
-# %% ../nbs/45_cli.ipynb #e384ea04
+# %% ../nbs/45_cli.ipynb #1529da26
 import json,sys
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from .labels import average_precision,cleanlab_of,read_labels,self_confidence
 from .experiment import make_dls,train_run,resume_run
 from .folder import is_done
 from .cluster import run_on_ray
-from .record import find_records,read_records
+from .record import find_records,read_record,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
 from .table import result_table,conditions,published_beside
@@ -194,12 +194,17 @@ def sesemi_bench(
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
-# %% ../nbs/45_cli.ipynb #ffb5bbe2
+# %% ../nbs/45_cli.ipynb #4e80f1a8
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
     ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
     wrong = (df.label != df.true).mean()
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: " + ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
+
+def _told_estimate(folder, df):
+    "How many labels the training itself took to be wrong, where its method makes an estimate"
+    share = next((o['wrong_labels'] for o in read_record(folder).get('history', [])[-1:] if o.get('wrong_labels') is not None), None)
+    return None if share is None else f"the training took about {100*share:.0f}% of the labels to be wrong: {share*len(df):,.0f} of {len(df):,}"
 
 def _write_corrections(taken, fname, df):
     "Add what is accepted to what `fname` holds already; decisions that are there stay"
@@ -222,7 +227,7 @@ def sesemi_labels(
 ):
     "Print which training labels look wrong, and write down which suggestions are accepted"
     with _one_line_errors():
-        df = read_labels(run)
+        df,folder = read_labels(run),Path(run) if Path(run).is_dir() else Path(run).parent
         if n < 0: raise InputError(f"--n {n}: give the number of labels to print")
         if accept is None and (corrections or action != 'drop'): raise InputError("nothing is written without --accept: give the score from which suggestions are taken")
         taken = None if accept is None else accepted(df, accept, action)
@@ -230,9 +235,10 @@ def sesemi_labels(
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]
         if cleanlab: shown = shown.assign(cleanlab=scores.round(4))
         print(shown.head(n).to_string(index=False))
+        if told := _told_estimate(folder, df): print(told)
         if 'true' in df and (df.label != df.true).any(): print(_told_precision(df, scores))
         if taken is None: return
-        _write_corrections(taken, Path(corrections or (Path(run) if Path(run).is_dir() else Path(run).parent)/'corrections.csv'), df)
+        _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df)
 
 # %% ../nbs/45_cli.ipynb #7768fb5a
 @call_parse

@@ -35,6 +35,18 @@ def test_cleanlab_ranks_the_same_probabilities(trained):
     assert res.returncode == 0 and 'cleanlab' in res.stdout.splitlines()[0]
     with pytest.raises(InputError, match='not known'): average_precision(df.drop(columns='true', errors='ignore'))
 
+def test_estimate_of_the_training_is_told(trained, mini, tmp_path):
+    assert 'the training took' not in run('sesemi-labels', trained).stdout # cross-entropy makes none
+    for f in trained.glob('*'):
+        if f.is_file(): shutil.copy(f, tmp_path)
+    record = json.loads((tmp_path/'record.json').read_text())
+    record['history'][-1]['wrong_labels'] = .25
+    (tmp_path/'record.json').write_text(json.dumps(record))
+    n = len(read_labels(trained))
+    for where in (tmp_path, tmp_path/'labels.csv'): assert f'the training took about 25% of the labels to be wrong: {n/4:,.0f} of {n}' in run('sesemi-labels', where).stdout
+    (tmp_path/'record.json').write_text('{')
+    assert run('sesemi-labels', tmp_path).returncode == 0
+
 def test_average_precision_by_hand():
     df = pd.DataFrame(dict(label=list('aabb'), true=list('abba'), score=[.9,.8,.2,.1]))
     assert average_precision(df) == pytest.approx((1/2 + 2/4)/2)
