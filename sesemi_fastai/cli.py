@@ -194,7 +194,7 @@ def sesemi_bench(
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
-# %% ../nbs/45_cli.ipynb #4e80f1a8
+# %% ../nbs/45_cli.ipynb #cbb78774
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
     ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
@@ -203,7 +203,8 @@ def _told_precision(df, cleanlab):
 
 def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
-    share = next((o['wrong_labels'] for o in read_record(folder).get('history', [])[-1:] if o.get('wrong_labels') is not None), None)
+    history = read_record(folder).get('history')
+    share = history[-1].get('wrong_labels') if history else None
     return None if share is None else f"the training took about {100*share:.0f}% of the labels to be wrong: {share*len(df):,.0f} of {len(df):,}"
 
 def _write_corrections(taken, fname, df):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainingLoss', 'GCE', 'SCE', 'Bootstrap', 'TemporalTargets', 'ELR', 'ForwardCorrection', 'RobustLoss']
 
-# %% ../nbs/11_robust.ipynb #88a28d55
+# %% ../nbs/11_robust.ipynb #51197188
 import math, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,7 +16,7 @@ from .columns import TrainingColumns
 from .core import InputError
 from .distributed import sum_over_ranks
 from .items import ItemIndex
-from .phase import StaysHome,around_next_phase
+from .phase import around_next_phase
 
 # %% ../nbs/11_robust.ipynb #c7e6c801
 class TrainingLoss:
@@ -187,7 +187,7 @@ class ForwardCorrection(TemporalTargets):
         other = ce.new_tensor(self.rate/max(1, classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
-# %% ../nbs/11_robust.ipynb #bf5e3adb
+# %% ../nbs/11_robust.ipynb #56aa9da4
 class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
@@ -212,7 +212,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if self.passive: return
         loss = self.loss_func_of_training
         if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.dls.device, self.epoch/self.n_epoch)
-        if not any(isinstance(cb, StaysHome) and getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): around_next_phase(self.learn, self._with_loss, ['train'])
+        if not any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): around_next_phase(self.learn, self._with_loss, ['train'])
 
     @contextmanager
     def _with_loss(self):
@@ -227,14 +227,14 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def after_batch(self):
         "Count the passes over the images"
         loss = self.loss_func_of_training
-        if self.learn.loss_func is loss and hasattr(loss, 'passes'): loss.passes += max(1, num_distrib())*len(self.yb[0])/len(self.dls.train_ds)
+        if self.own is not None and self.training and hasattr(loss, 'passes'): loss.passes += max(1, num_distrib())*len(self.yb[0])/len(self.dls.train_ds)
 
     def before_validate(self):
         "An evaluation in the middle of an epoch has the Learner's own loss"
-        if self.own is not None: self.learn.loss_func = self.own
+        if self.own is not None: self.of_batches,self.learn.loss_func = self.learn.loss_func,self.own
 
     def after_validate(self):
-        if self.own is not None: self.learn.loss_func = self.loss_func_of_training
+        if self.own is not None: self.learn.loss_func = self.of_batches
 
     def after_epoch(self):
         if self.columns and not self.passive: self.fill_columns(dict(wrong_labels=self.loss_func_of_training.wrong_labels))

@@ -72,4 +72,5 @@ def test_methods_under_torchrun(tmp_path, robust, unlabeled):
     assert res.returncode == 0, res.stderr[-3000:]
     record,df = json.loads((tmp_path/'r/record.json').read_text()),read_labels(tmp_path/'r')
     assert record['processes'] == 2 and 0 < record['label_precision'] < 1 and all(0 <= o['changed'] <= 1 for o in record['history'])
+    assert robust != 'auto' or all(0 <= o['wrong_labels'] <= 1 for o in record['history'])
     assert len(df) > 110 and df.path.is_unique and df.filter(like='p:').sum(axis=1).between(.99, 1.01).all()

@@ -58,6 +58,7 @@ def test_every_loss_in_company(make_learn, name, extra):
     own = learn.loss_func
     fit(learn, 2)
     assert learn.loss_func is own and np.isfinite(learn.recorder.values[-1]).all() and traces(learn) == CLEAN
+    if name == 'auto': assert robust[0].loss_func_of_training.passes == pytest.approx(2) and robust[0].loss_func_of_training.taken == .5
     preds,targs = learn.get_preds()
     assert learn.validate()[0] == pytest.approx(F.nll_loss(preds.log(), targs.as_subclass(torch.Tensor)).item(), abs=.02 if 'bf16' in extra else 1e-3)
 
@@ -132,6 +133,18 @@ def test_share_of_wrong_labels_is_estimated(make_learn, tmp_path):
     fit(learn)
     assert loss.passes == pytest.approx(1) and loss.rate == 0
 
+def test_the_surest_images_are_counted():
+    rng = np.random.default_rng(0)
+    p,y = rng.dirichlet([.3]*4, 2000),rng.integers(0, 4, 2000)
+    p[1500:] = 0 # not seen yet
+    loss = ForwardCorrection(surest=.1)
+    loss.targets = torch.tensor(np.c_[p, p[range(2000),y]]*rng.uniform(.3, 1, (2000,1))).float() # seen more or less often
+    surest = p.max(1).argsort()[::-1][:150]
+    share = (p[surest].argmax(1) != y[surest]).mean()
+    loss.passes = 3.
+    loss.begin(2000, 'cpu')
+    assert .5 < share < 1 and loss.wrong_labels == pytest.approx(share) and loss.rate == pytest.approx(.5*min(share, .75))
+
 def test_a_broken_epoch_is_no_pass(make_learn):
     learn = make_learn(cbs=RobustLoss(ForwardCorrection()))
     with pytest.raises(KeyboardInterrupt): fit(learn, 3, cbs=Boom(KeyboardInterrupt(), 'before_step'))
@@ -173,9 +186,8 @@ def test_corrected_cross_entropy_of_extreme_logits(classes):
             assert got.isfinite().all() and pred.grad.isfinite().all()
 
 def test_regularisation_after_the_correction_is_that_of_elr(make_learn):
-    a,b = (fit(make_learn(cbs=RobustLoss(loss)), 2) for loss in (ELR(), ForwardCorrection(lam=3., takeover=(0,1e-6))))
-    assert b.robust_loss.loss_func_of_training.taken == 1 # in the second epoch; the first is plain cross-entropy
-    assert not any(torch.equal(p, q) for p,q in zip(a.model.parameters(), b.model.parameters()))
+    learn = fit(make_learn(cbs=RobustLoss(ForwardCorrection(lam=3., takeover=(0,1e-6)))), 2)
+    assert learn.robust_loss.loss_func_of_training.taken == 1 # in the second epoch; the first is plain cross-entropy
     for loss,cols in ((ELR(), 3), (ForwardCorrection(lam=3.), 4)): # the same targets, the same loss
         torch.manual_seed(0)
         loss.begin(4, 'cpu')
@@ -234,15 +246,18 @@ def test_evaluation_in_the_middle(make_learn):
     learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3) # fastai's Recorder forgets its epochs there
     assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs.min() == 3
 
-def test_evaluation_in_the_middle_of_an_epoch_has_the_own_loss(make_learn):
+@pytest.mark.parametrize('mixup', [[], [MixUp]])
+def test_evaluation_in_the_middle_of_an_epoch_has_the_own_loss(make_learn, mixup):
     class Evaluates(Callback):
         order,run_valid = 50,False
         def after_step(self):
             if self.iter: return
+            before = self.learn.loss_func
             logits,targs = self.learn.get_preds(ds_idx=1, act=noop)
             self.seen = self.learn.validate()[0],F.cross_entropy(logits, targs.as_subclass(torch.Tensor)).item()
+            assert self.learn.loss_func == before
             raise CancelFitException # fastai's Learner cannot train on after that
-    learn = fit(make_learn(cbs=[RobustLoss(GCE()), Evaluates()]))
+    learn = fit(make_learn(cbs=[RobustLoss(GCE()), Evaluates(), *[cb() for cb in mixup]]))
     assert learn.evaluates.seen[0] == pytest.approx(learn.evaluates.seen[1], abs=1e-3) and isinstance(learn.loss_func, type(make_learn().loss_func))
 
 def test_a_copied_learner_remembers_for_itself(make_learn):
