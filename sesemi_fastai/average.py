@@ -13,7 +13,7 @@ from fastai.vision.all import get_model
 from .core import InputError
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/14_average.ipynb #79c71f87
+# %% ../nbs/14_average.ipynb #65839e85
 class EMA(StaysHome):
     "Evaluate and keep the exponential moving average of the weights"
     order,run_valid = -15,False
@@ -46,7 +46,8 @@ class EMA(StaysHome):
     def after_step(self):
         if self._now is None: return
         self.steps += 1
-        d = .5**(50/(self.n_iter*self.n_epoch)) if self.decay is None else self.decay
+        batches = (self.train_iter+1)/self.steps # `GradientAccumulation` makes several of them one step
+        d = .5**(50*batches/(self.n_iter*self.n_epoch)) if self.decay is None else self.decay
         with torch.no_grad(): get_ema_multi_avg_fn(min(d, (1+self.steps)/(10+self.steps)))(self.average, self._now, self.steps)
 
     def after_fit(self):

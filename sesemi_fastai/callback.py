@@ -88,7 +88,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/09_callback.ipynb #659e9452
+# %% ../nbs/09_callback.ipynb #71fdf6a3
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -325,10 +325,9 @@ class SESEMI(TrainingColumns):
 
     # -- coming and going
     @property
-    def learn(self): return self.__dict__.get('_learn')
+    def learn(self): return super().learn
     @learn.setter
     def learn(self, learn):
-        if learn is None and self.learn is not None: self.hide_columns()
-        if learn is not self.learn:
-            self.__dict__['_learn'] = learn
-            self._forget()
+        other = learn is not self.learn
+        TrainingColumns.learn.fset(self, learn)
+        if other: self._forget()

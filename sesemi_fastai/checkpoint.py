@@ -83,9 +83,14 @@ def latest_checkpoint(
         except InputError as e: reason = str(e); print(f'not used: {reason}', file=sys.stderr)
     if files: raise InputError(f"no checkpoint in {folder} can be used: {reason}")
 
-# %% ../nbs/21_checkpoint.ipynb #16b4008f
-def _stateful(learn): return {cb.name:cb for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
-def _trackers(learn): return {cb.name:cb for cb in learn.cbs if isinstance(cb, TrackerCallback)}
+# %% ../nbs/21_checkpoint.ipynb #9f072de2
+def _by_name(cbs):
+    "Callbacks by name; the second of a name is `name 2`"
+    res = {}
+    for cb in cbs: res[cb.name if cb.name not in res else f'{cb.name} {1+sum(o.name == cb.name for o in res.values())}'] = cb
+    return res
+def _stateful(learn): return _by_name(cb for cb in learn.cbs if hasattr(type(cb), 'state_dict'))
+def _trackers(learn): return _by_name(cb for cb in learn.cbs if isinstance(cb, TrackerCallback))
 _tracked,_recorded = ('best','wait'),('lrs','iters','losses','values')
 
 class Checkpoint(StaysHome):
@@ -113,7 +118,7 @@ class Checkpoint(StaysHome):
     def _shared_state(self):
         "What is the same in all processes"
         rec,scaler = self.recorder,getattr(self.learn, 'scaler', None)
-        return dict(epoch=self.epoch+1, n_epoch=self.n_epoch, config=self.config, model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
+        return dict(epoch=self.epoch+1, train_iter=self.learn.train_iter, n_epoch=self.n_epoch, config=self.config, model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
             scaler=scaler.state_dict() if scaler else None, recorder={k:getattr(rec, k) for k in _recorded}, smooth=(rec.smooth_loss.count,rec.smooth_loss.val),
             trackers={nm:{k:getattr(cb, k) for k in _tracked if k in vars(cb)} for nm,cb in _trackers(self.learn).items()})
 
@@ -150,6 +155,7 @@ class Checkpoint(StaysHome):
         for nm,cb in _stateful(self.learn).items():
             if nm in own: cb.load_state_dict(own[nm])
         for nm,cb in _trackers(self.learn).items(): vars(cb).update(state['trackers'].get(nm, {}))
+        self.learn.train_iter = state.get('train_iter', 0)
         self._restore_recorder()
         self.learn._with_events = self._pass_over
 

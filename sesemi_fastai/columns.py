@@ -9,12 +9,19 @@ __all__ = ['TrainingColumns']
 from fastai.vision.all import L,ValueMetric
 from .phase import StaysHome
 
-# %% ../nbs/08_columns.ipynb #3d04c804
+# %% ../nbs/08_columns.ipynb #61d43e81
 def _bare(name): return name.removeprefix('train_').removeprefix('valid_')
 
 class TrainingColumns(StaysHome):
     "A callback with columns of its own in the recorder"
     columns = ()
+
+    @property
+    def learn(self): return self.__dict__.get('_learn')
+    @learn.setter
+    def learn(self, learn):
+        if learn is None and self.learn is not None: self.hide_columns() # of a fit that never came to its first epoch
+        self.__dict__['_learn'] = learn
 
     def show_columns(self):
         "Announce the columns, in `before_fit`; not while the Learner evaluates, which fires that event, too"
@@ -23,6 +30,7 @@ class TrainingColumns(StaysHome):
 
     def hide_columns(self):
         "The recorder has read the names; the values come from `fill_columns`"
+        if self.learn.lock.locked(): return # an evaluation in `before_fit` comes before the recorder
         self.learn.metrics = L(m for m in self.learn.metrics if m.name not in self.columns)
 
     def fill_columns(self,

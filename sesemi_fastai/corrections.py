@@ -9,7 +9,7 @@ __all__ = ['accepted', 'merged', 'corrected']
 import pandas as pd
 from .core import InputError
 
-# %% ../nbs/26_corrections.ipynb #ec9f2194
+# %% ../nbs/26_corrections.ipynb #c592de00
 def accepted(
     df:pd.DataFrame, # Columns `path`, `suggested`, `score`, as from `LabelReport.frame`
     threshold:float=.95, # Score from which a label counts as wrong, 0 to 1
@@ -40,11 +40,11 @@ def _check_old(fixes, table):
     if 'label' not in fixes: return
     was = fixes.label.where(fixes.label != '')
     now = fixes.path.map(table.set_index('path').label)
-    if len(bad := fixes[was.notna() & (was != now)]): raise InputError(f"the corrections are of other labels: {bad.path.iloc[0]} is {bad.label.iloc[0]!r} there, and {now[bad.index[0]]!r} in the data")
+    if len(bad := fixes[was.notna() & (was.astype(str) != now.astype(str))]): raise InputError(f"the corrections are of other labels: {bad.path.iloc[0]} is {bad.label.iloc[0]!r} there, and {now[bad.index[0]]!r} in the data")
 
 def _check_new(relabel, classes):
     if len(relabel) and 'new_label' not in relabel: raise InputError("the corrections have no column 'new_label', which relabel needs")
-    if len(relabel) and len(bad := relabel[~relabel.new_label.isin(classes)]):
+    if len(relabel) and len(bad := relabel[~relabel.new_label.astype(str).isin({str(o) for o in classes})]):
         raise InputError(f"new_label {bad.new_label.iloc[0]!r} of {bad.path.iloc[0]} is no class of the data: choose one of {', '.join(sorted(map(str, classes))[:20])}")
 
 def merged(
@@ -61,5 +61,6 @@ def corrected(
     "`table` without the images that were dropped, and with the new labels"
     fixes = _checked(fixes, table)
     new = fixes[fixes.action == 'relabel'].set_index('path').new_label if 'new_label' in fixes else pd.Series(dtype=object)
+    new = new.map(lambda o: next(c for c in table.label.unique() if str(c) == str(o))) # a file has texts where a table may have numbers
     table = table.assign(label=table.path.map(new).fillna(table.label) if len(new) else table.label)
     return table[~table.path.isin(fixes.path[fixes.action == 'drop'])].reset_index(drop=True)

@@ -6,14 +6,14 @@
 __all__ = ['suspects', 'cleanlab_scores', 'LabelReport', 'suspect_frame', 'read_labels', 'average_precision', 'self_confidence',
            'cleanlab_of', 'plot_suspects']
 
-# %% ../nbs/18_labels.ipynb #5939efad
+# %% ../nbs/18_labels.ipynb #7f73e953
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from sklearn.metrics import average_precision_score
-from fastai.vision.all import Tensor
+from fastai.vision.all import Tensor,get_model
 from .core import InputError
 from .distributed import sum_over_ranks
-from .items import ItemIndex
+from .items import ItemIndex,class_names,item_labels,item_names
 from .predictions import plot_images
 
 # %% ../nbs/18_labels.ipynb #ca4668bb
@@ -39,30 +39,31 @@ def cleanlab_scores(
     p = np.asarray(probs, dtype=float)
     return 1-get_label_quality_scores(np.asarray(given), p/p.sum(1, keepdims=True))
 
-# %% ../nbs/18_labels.ipynb #257bf8f6
+# %% ../nbs/18_labels.ipynb #48a570c7
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
     order = 9
     def __init__(self): self.total,self.epochs,self.now,self.of = None,None,None,None
 
     def before_fit(self):
-        if not self.passive and self.of is not self.dls: self.total,self.epochs,self.of = None,None,self.dls
+        now = self.dls,get_model(self.learn.model)
+        if not self.passive and self.of != now: self.total,self.epochs,self.of = None,None,now
 
     def before_epoch(self):
-        if self.passive: return
         super().before_epoch()
-        self.now = None
+        if not self.passive: self.now = None
 
     def after_pred(self):
         if not self.training or self.passive: return
         p = self.learn.pred.detach().as_subclass(Tensor).float().softmax(1)
-        if self.now is None: self.now = torch.zeros(len(self.dls.train_ds), p.shape[1]+1, device=p.device)
-        self.now.index_add_(0, self.learn.yb[0].idx, torch.cat([p, torch.ones_like(p[:,:1])], 1))
+        p = torch.cat([p, torch.ones_like(p[:,:1])], 1).where(p.isfinite().all(1, keepdim=True), 0.) # a pass that overflows does not count
+        if self.now is None: self.now = torch.zeros(len(self.dls.train_ds), p.shape[1], device=p.device)
+        self.now.index_add_(0, self.idx, p)
 
     def after_epoch(self):
         if self.passive or self.now is None: return
         sums,n = sum_over_ranks(self.now).cpu().split([self.now.shape[1]-1, 1], 1)
-        if self.total is None: self.total,self.epochs = torch.zeros_like(sums),torch.zeros_like(n)
+        if self.total is None or self.total.shape != sums.shape: self.total,self.epochs = torch.zeros_like(sums),torch.zeros_like(n)
         self.total += sums/n.clamp(min=1)
         self.epochs += n > 0
         self.now = None
@@ -83,24 +84,18 @@ class LabelReport(ItemIndex):
 
     def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path`, `label`, `suggested`, `score`, maybe `true`, and the probability of each class as `p:CLASS`
         "One row a training image that was seen, the most suspicious first"
-        return suspect_frame(self.probs().numpy(), self.of)
+        return suspect_frame(self.probs().numpy(), self.of[0])
 
-# %% ../nbs/18_labels.ipynb #46ab558e
-def _named_items(items):
-    "Path, given label and maybe true label of the training items, as far as they are known"
-    if isinstance(items, pd.DataFrame): return {k:list(items[k]) for k in ('path','true') if k in items}
-    return dict(path=[str(o) for o in items]) if isinstance(items[0], (str,Path)) else {}
-
+# %% ../nbs/18_labels.ipynb #c1bf25db
 def suspect_frame(
     probs, # Mean predicted probabilities, [N,K]
     dls # DataLoaders whose training set has N items
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The ranked list of the training images"
     ds,probs = dls.train_ds,np.asarray(probs)
-    vocab = [str(o) for o in getattr(dls, 'vocab', None) or range(probs.shape[1])]
-    given = np.array([int(o) for o in ds.tls[1]]) if hasattr(ds, 'tls') else np.array([int(ds[i][1]) for i in range(len(ds))])
+    vocab,given = class_names(dls, probs.shape[1]),item_labels(ds)
     seen = np.flatnonzero(~np.isnan(probs).any(1))
-    names = {k:[v[i] for i in seen] for k,v in _named_items(getattr(ds, 'items', [None])).items()}
+    names = {k:[v[i] for i in seen] for k,v in item_names(ds).items()}
     s = suspects(probs[seen], given[seen])
     df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested], score=s.score.round(6)))
     df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)

@@ -14,7 +14,7 @@ from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex
 
-# %% ../nbs/16_memory.ipynb #b6f91921
+# %% ../nbs/16_memory.ipynb #c63e75e3
 def true_labels(
     dls, # DataLoaders of a builder of this package
     true=None # Class name of each training item; the column `true` of `dls.table` if None
@@ -38,31 +38,29 @@ class Memorisation(ItemIndex, TrainingColumns):
 
     def before_fit(self):
         self.hide_columns()
-        if self.learn.lock.locked(): return # an evaluation, maybe in the middle of a fit
-        self.active = not self.passive
-        if not self.active: return
+        if self.passive: return
         t = true_labels(self.dls, self.true)
-        self.true_y = None if t is None else t.to(self.dls.device)
+        self.true_y = None if t is None else t.to(self.device)
         self.history,self.counts,self.guesses = [],None,None
         self.show_columns()
 
     def before_epoch(self):
-        if self.learn.lock.locked() or not self.active: return
-        self.hide_columns()
         super().before_epoch()
-        self.counts,self.now = torch.zeros(5, device=self.dls.device),torch.zeros(len(self.dls.train_ds), dtype=torch.int32, device=self.dls.device)
+        if self.passive: return
+        self.hide_columns()
+        self.counts,self.now = torch.zeros(5, device=self.device),torch.zeros(len(self.dls.train_ds), dtype=torch.int32, device=self.device)
 
     def after_loss(self):
-        if not self.training or not self.active: return
-        y = self.learn.yb[0]
+        if not self.training or self.passive: return
+        y,idx = self.learn.yb[0],self.idx
         guess,given = self.learn.pred.detach().as_subclass(Tensor).argmax(1),y.as_subclass(Tensor)
-        true = given if self.true_y is None else self.true_y[y.idx]
+        true = given if self.true_y is None else self.true_y[idx]
         wrong,as_given = true != given,guess == given
-        self.now[y.idx] = guess.int()+1 # 0: not seen
+        self.now[idx] = guess.int()+1 # 0: not seen
         self.counts += torch.stack([o.sum() for o in (torch.ones_like(wrong), as_given, wrong, wrong & (guess == true), wrong & as_given)])
 
     def after_epoch(self):
-        if self.learn.lock.locked() or not self.active or self.counts is None: return
+        if self.passive or self.counts is None: return
         seen,given,wrong,as_true,as_given = sum_over_ranks(self.counts).tolist()
         if not seen: return
         known = self.true_y is not None and wrong > 0
@@ -79,9 +77,7 @@ class Memorisation(ItemIndex, TrainingColumns):
         both = (now > 0) & (before > 0)
         return ((now != before) & both).sum().item()/max(1, both.sum().item())
 
-    def after_fit(self):
-        if self.learn.lock.locked(): return
-        self.hide_columns()
+    def after_fit(self): self.hide_columns()
 
     def state_dict(self) -> dict:
         "The figures of the epochs so far, and the last predictions"

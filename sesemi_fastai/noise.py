@@ -9,7 +9,7 @@ __all__ = ['add_label_noise']
 import numpy as np, pandas as pd
 from .core import InputError
 
-# %% ../nbs/23_noise.ipynb #ad81071e
+# %% ../nbs/23_noise.ipynb #ec4d6d06
 def _checked_classes(labels, classes):
     classes = sorted(set(labels)) if classes is None else list(classes)
     if missing := sorted(set(labels) - set(classes)): raise InputError(f"label {str(missing[0])!r} is not among the classes {classes}")
@@ -43,7 +43,7 @@ def _checked_matrix(matrix, k):
     matrix = np.asarray(matrix, float)
     if matrix.shape != (k,k): raise InputError(f"the transition matrix must be {k}x{k}, one row a class, got {matrix.shape}")
     if (matrix < 0).any() or not np.allclose(matrix.sum(1), 1): raise InputError("each row of the transition matrix must be shares that add up to 1")
-    return matrix
+    return matrix/matrix.sum(1, keepdims=True)
 
 # %% ../nbs/23_noise.ipynb #15a53376
 def add_label_noise(

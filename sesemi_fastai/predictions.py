@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictions', 'plot_confusion', 'plot_images', 'plot_worst']
 
-# %% ../nbs/17_predictions.ipynb #0aa7c9f3
+# %% ../nbs/17_predictions.ipynb #378d3a3c
 from pathlib import Path
 import pandas as pd
 import torch
@@ -15,18 +15,20 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from fastai.vision.all import PILImage
 from .core import InputError
 from .distributed import gathered
+from .items import class_names,item_names
 from .phase import StaysHome
 
-# %% ../nbs/17_predictions.ipynb #c49364e7
+# %% ../nbs/17_predictions.ipynb #e7df215c
 class Predictions(StaysHome):
     "Keep what the last validation of a fit predicted"
     order = 65
-    def __init__(self): self.last = {}
+    def __init__(self): self.last,self.probs,self.targs = {},[],[]
 
     @property
-    def _watching(self): return not self.training and not self.learn.lock.locked()
+    def _watching(self): return not self.training and not self.passive
 
-    def before_validate(self): self.probs,self.targs = [],[]
+    def before_validate(self):
+        if not self.passive: self.probs,self.targs = [],[]
     def after_pred(self):
         if not self._watching or not len(self.yb): return
         self.probs.append(F.softmax(self.pred.detach().float(), -1))
@@ -36,7 +38,8 @@ class Predictions(StaysHome):
         if not self._watching or not self.probs: return
         probs,targs = (torch.cat(gathered(torch.cat(o).cpu().as_subclass(torch.Tensor)))[:len(self.dls.valid_ds)] for o in (self.probs,self.targs))
         top = probs.max(-1)
-        self.last = dict(predicted=top.indices, probability=top.values, of_label=probs.gather(1, targs[:,None])[:,0])
+        whole = len(probs) == len(self.dls.valid_ds)
+        self.last = dict(predicted=top.indices, probability=top.values, of_label=probs.gather(1, targs[:,None])[:,0], label=targs) if whole else {}
         self.probs,self.targs = [],[]
 
     def state_dict(self) -> dict:
@@ -51,9 +54,10 @@ class Predictions(StaysHome):
 
     def frame(self) -> pd.DataFrame: # path, label, predicted, probability (of `predicted`), of_label (probability of `label`)
         "One row a validation image, in the order of the validation set"
-        if not self.last: raise InputError("there are no predictions yet: they come with the first validation of a fit")
-        items,vocab = self.dls.valid_ds.items,self.dls.vocab
-        return pd.DataFrame(dict(path=list(items.path), label=list(items.label), predicted=[str(vocab[i]) for i in self.last['predicted'].tolist()],
+        if not self.last: raise InputError("there are no predictions: they come with each validation of a fit that is not cut short")
+        vocab = class_names(self.dls, len(self.last['probability']))
+        label,predicted = ([str(vocab[i]) for i in self.last[k].tolist()] for k in ('label','predicted'))
+        return pd.DataFrame(dict(path=item_names(self.dls.valid_ds).get('path'), label=label, predicted=predicted,
                                  probability=self.last['probability'].numpy().round(4), of_label=self.last['of_label'].numpy().round(4)))
 
 # %% ../nbs/17_predictions.ipynb #e590b131

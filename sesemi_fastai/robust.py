@@ -18,7 +18,7 @@ from .distributed import sum_over_ranks
 from .items import ItemIndex
 from .phase import around_next_phase
 
-# %% ../nbs/11_robust.ipynb #c7e6c801
+# %% ../nbs/11_robust.ipynb #9a73224d
 class TrainingLoss:
     "What the losses share: labels as one number an image, and fastai's `reduction`"
     y_int = True
@@ -77,10 +77,10 @@ class Bootstrap(TrainingLoss):
         self.beta,self.hard = float(beta),hard
     def per_image(self, pred, targ):
         logp = pred.log_softmax(1)
-        own = logp.max(1)[0] if self.hard else (logp.exp()*logp).sum(1)
+        own = logp.max(1)[0] if self.hard else (logp.exp()*logp.clamp(min=-100)).sum(1) # the limit of p log p at 0 is 0
         return -self.beta*_of_label(logp, targ) - (1-self.beta)*own
 
-# %% ../nbs/11_robust.ipynb #e01f2b30
+# %% ../nbs/11_robust.ipynb #4063d73e
 class TemporalTargets(TrainingLoss):
     "A loss that remembers for each image an average of what was predicted in earlier epochs"
     remembers = 'targets'
@@ -98,13 +98,14 @@ class TemporalTargets(TrainingLoss):
         "Be ready for an epoch over `n` images; targets that are there stay"
         if self.targets is not None: self.targets = self.targets.to(device) if len(self.targets) == n else None
         if self.targets is None: self.passes = 0.
-        self.n,self.device = n,device
+        self.n = n
 
     def _updated(self, idx, p):
         "The targets of the images, after this prediction"
-        if self.targets is None: self.targets = torch.zeros(self.n, p.shape[1], device=self.device)
-        new = self.beta*self.targets[idx] + (1-self.beta)*p
-        self.targets[idx] = new
+        if self.targets is None or self.targets.shape[1] != p.shape[1]: self.targets = torch.zeros(self.n, p.shape[1], device=p.device)
+        old = self.targets[idx]
+        new = self.beta*old + (1-self.beta)*p
+        self.targets[idx] = new = torch.where(new.isfinite(), new, old) # a step that overflows is skipped, and forgotten here
         return new
 
     def state_dict(self) -> dict:
@@ -137,7 +138,7 @@ class ELR(TemporalTargets):
         q = p.detach()
         return ce + self.lam*_away_from_target(p, self._updated(idx, q/q.sum(1, keepdim=True)))
 
-# %% ../nbs/11_robust.ipynb #615746a7
+# %% ../nbs/11_robust.ipynb #5267100f
 class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for as many wrong ones as the training itself shows"
     def __init__(self,
@@ -184,15 +185,15 @@ class ForwardCorrection(TemporalTargets):
         return res + self.lam*self.taken*_away_from_target(p, t) if self.taken else res
 
     def _corrected(self, ce, classes):
-        other = ce.new_tensor(self.rate/max(1, classes-1))
+        other = ce.new_full((), self.rate/max(1, classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
-# %% ../nbs/11_robust.ipynb #56aa9da4
+# %% ../nbs/11_robust.ipynb #7bb9c371
 class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
-    ): self.loss_func_of_training,self.of,self.own = loss,None,None
+    ): self.loss_func_of_training,self.of,self.own = loss() if isinstance(loss, type) else loss,None,None
 
     @property
     def columns(self): return ('wrong_labels',) if hasattr(type(self.loss_func_of_training), 'wrong_labels') else ()
@@ -211,7 +212,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         super().before_epoch()
         if self.passive: return
         loss = self.loss_func_of_training
-        if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.dls.device, self.epoch/self.n_epoch)
+        if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.device, self.epoch/self.n_epoch)
         if not any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): around_next_phase(self.learn, self._with_loss, ['train'])
 
     @contextmanager
@@ -223,6 +224,10 @@ class RobustLoss(ItemIndex, TrainingColumns):
         finally: self._put_back(loss, old)
         if num_distrib() > 1 and (after := self._memory()) is not None:
             setattr(loss, loss.remembers, sum_over_ranks(after-before).add_(before) if before is not None else sum_over_ranks(after))
+
+    def after_pred(self):
+        "A loss that remembers has to know the images"
+        if self.own is not None and self.training and hasattr(self.loss_func_of_training, 'remembers'): self.idx
 
     def after_batch(self):
         "Count the passes over the images"
@@ -264,5 +269,5 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def __copy__(self): return type(self)(deepcopy(self.loss_func_of_training))
     def __deepcopy__(self, memo):
         res = super().__deepcopy__(memo)
-        res.loss_func_of_training,res.of = deepcopy(self.loss_func_of_training, memo),deepcopy(self.of, memo)
+        res.of = deepcopy(self.of, memo)
         return res

@@ -14,18 +14,21 @@ from .callback import SESEMI
 from .core import InputError
 from .robust import TrainingLoss
 
-# %% ../nbs/12_selection.ipynb #157ed234
+# %% ../nbs/12_selection.ipynb #e43f0438
 def probability_clean(
     losses:Tensor # Loss of each training image, [N]
 ) -> Tensor: # [N], 0 to 1; all 1 where there are not two kinds
     "The probability that each label is right, from a mixture of two Gaussians over the losses"
-    x = losses.detach().double().cpu().nan_to_num(posinf=1e6)
-    if len(x) < 2 or not (span := x.max()-x.min()): return torch.ones_like(losses)
+    x = losses.detach().double().cpu()
+    if x.isfinite().sum() < 2: return torch.ones_like(losses)
+    x = x.nan_to_num(*[x[x.isfinite()].max().item()]*2)
+    if (span := x.max()-x.min()) <= 1e-6*x.abs().max(): return torch.ones_like(losses)
     x = ((x-x.min())/span).numpy()[:,None]
     gmm = GaussianMixture(2, reg_covar=5e-4, random_state=0).fit(x)
+    x = x.clip(gmm.means_.min(), gmm.means_.max())
     return torch.tensor(gmm.predict_proba(x)[:,gmm.means_.argmin()], dtype=losses.dtype, device=losses.device)
 
-# %% ../nbs/12_selection.ipynb #e726b301
+# %% ../nbs/12_selection.ipynb #fbca9c8b
 class SmallLoss(TrainingLoss):
     "Cross-entropy of the images whose label looks right"
     remembers = 'losses'
@@ -55,11 +58,12 @@ class SmallLoss(TrainingLoss):
         if (idx := getattr(targ, 'idx', None)) is None: return ce
         self._note(idx, ce.detach())
         counts = ~self.rejected
-        return ce*counts[idx]/counts.float().mean()
+        return ce*counts[idx]/counts.float().mean().clamp(min=1/len(counts))
 
     def _note(self, idx, ce):
         old = self.losses[idx]
-        self.losses[idx] = torch.where(old > 0, self.beta*old + (1-self.beta)*ce, ce).clamp(min=1e-12)
+        new = torch.where(old > 0, self.beta*old + (1-self.beta)*ce, ce).clamp(min=1e-12)
+        self.losses[idx] = torch.where(new.isfinite(), new, old) # a step that overflows is forgotten
 
     def state_dict(self) -> dict:
         "The losses of the images"

@@ -76,6 +76,15 @@ def test_trackers_go_on(make_learn, tmp_path, make):
     for a,b in [(whole[0].model.state_dict(),resumed[0].model.state_dict()), *((whole[2][k],resumed[2][k]) for k in whole[2])]:
         assert all(torch.equal(x, y) for x,y in zip(a.values(), b.values()))
 
+def test_two_trackers_of_one_kind(make_learn, tmp_path):
+    def bests(*more):
+        cbs = [SaveModelCallback('valid_loss', fname='a'), SaveModelCallback('train_loss', fname='b')]
+        fit(make_learn(), 4, cbs=[*cbs, *more])
+        return [cb.best for cb in cbs]
+    whole = bests()
+    with pytest.raises(KeyboardInterrupt): bests(Checkpoint(tmp_path/'c'), Crash())
+    assert bests(Checkpoint(tmp_path/'c', resume=True)) == whole
+
 @pytest.mark.cell('Resume', 'several fits with one Checkpoint, such as fine_tune: each goes on by itself')
 def test_several_fits(make_dls, tmp_path):
     def new():

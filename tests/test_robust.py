@@ -2,7 +2,7 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (CancelFitException, Callback, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, TensorCategory, accuracy, noop, load_learner, ranger)
+from fastai.vision.all import (CancelFitException, CancelStepException, Callback, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, ShortEpochCallback, TensorCategory, accuracy, noop, load_learner, ranger)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
@@ -11,6 +11,8 @@ from sesemi_fastai.average import EMA
 from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.methods import method_title, methods, robust_cbs
+from sesemi_fastai.predictions import Predictions
+from sesemi_fastai.pseudo import FixMatch
 from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, ForwardCorrection, RobustLoss
 from sesemi_fastai.selection import SmallLoss, chosen_labels, rejected_items
 from test_callback import CLEAN, Boom, Quiet, fit, traces
@@ -238,13 +240,67 @@ def test_too_few_rejected_images_for_the_stream(make_learn):
 
 @pytest.mark.cell('Robust losses', 'another callback evaluates in the middle of a fit: nothing is switched off')
 def test_evaluation_in_the_middle(make_learn):
-    from sesemi_fastai.pseudo import FixMatch
     class Evaluates(Callback):
         order = 50
         def after_epoch(self):
             if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1), self.learn.validate()
     learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3) # fastai's Recorder forgets its epochs there
     assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs.min() == 3
+
+class Overflow(Callback):
+    "One batch of logits that are no numbers, and no step where the loss is none, as in fp16"
+    order = 5
+    def before_fit(self): self.n,self.skipped = 0,0
+    def after_pred(self):
+        self.n += self.training
+        if self.training and self.n == 3: self.learn.pred = self.learn.pred*float('nan')
+    def before_step(self):
+        if self.learn.loss_grad.isfinite(): return
+        self.skipped += 1
+        raise CancelStepException
+
+@pytest.mark.cell('Robust losses', 'one batch that overflows costs its step and no more')
+@pytest.mark.parametrize('name', every)
+def test_an_overflow_is_forgotten(make_learn, name):
+    robust = robust_cbs(name)
+    if name == 'auto': robust[0].loss_func_of_training.takeover = (0,2)
+    learn = fit(make_learn(cbs=[*robust, LabelReport(), Overflow()]), 3)
+    assert learn.overflow.skipped == 1 and len(learn.label_report.frame()) == 48
+
+@pytest.mark.cell('Robust losses', 'lr_find puts the weights back')
+@pytest.mark.parametrize('name', every)
+def test_lr_find(make_learn, name):
+    learn = make_learn(cbs=[*robust_cbs(name), LabelReport(), Memorisation(), Predictions()])
+    before = copy.deepcopy(learn.model.state_dict())
+    with learn.no_bar(): learn.lr_find(num_it=10, show_plot=False) # more than an epoch has
+    assert all(torch.equal(a, b) for a,b in zip(before.values(), learn.model.state_dict().values())) and not learn.predictions.last
+
+def test_another_network(make_learn):
+    learn = fit(make_learn(cbs=[RobustLoss(ELR), LabelReport()]), 2) # a class does, as with `cbs=`
+    learn.model[-1] = torch.nn.Linear(learn.model[-1].in_features, 5)
+    fit(learn)
+    assert learn.robust_loss.loss_func_of_training.targets.shape == (48,5) and learn.label_report.epochs.max() == 1
+    learn.model = make_learn().model
+    fit(learn)
+    assert learn.label_report.epochs.max() == 1
+
+def test_a_validation_that_is_cut_short_leaves_no_predictions(make_learn, make_dls):
+    learn = fit(make_learn(dls=make_dls(val_bs=4), cbs=Predictions()))
+    df = learn.predictions.frame()
+    assert [o.split('/')[-2] for o in df.path] == df.label.tolist() and len(df) == 12
+    fit(learn, cbs=ShortEpochCallback(.3))
+    with pytest.raises(InputError, match='cut short'): learn.predictions.frame()
+
+def test_no_pseudo_labels_while_rotations_are_learned_alone(make_learn):
+    class FirstEpoch(Callback):
+        def after_epoch(self): raise CancelFitException
+    for order in (1,-1):
+        loss = SmallLoss(start=0.)
+        learn = fit(make_learn(cbs=[RobustLoss(loss), *[FixMatch(tau=.3), SESEMI()][::order]]))
+        loss.losses = torch.linspace(.1, 3, 48)
+        learn.sesemi.rot_only,before = 1,learn.model[-1].weight.clone()
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, wd=0., cbs=FirstEpoch())
+        assert loss.rejected.any() and learn.fix_match.n_images == 0 and torch.equal(learn.model[-1].weight, before)
 
 @pytest.mark.parametrize('mixup', [[], [MixUp]])
 def test_evaluation_in_the_middle_of_an_epoch_has_the_own_loss(make_learn, mixup):
@@ -341,7 +397,6 @@ def test_fixmatch_leaves_the_labelled_images_alone(make_learn):
     def weights(*cbs):
         torch.manual_seed(0)
         return [p.clone() for p in fit(make_learn(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*32*32, 3)), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs]), 2).model.parameters()]
-    from sesemi_fastai.pseudo import FixMatch
     fix = FixMatch(tau=.3, weight=0.)
     assert all(torch.equal(a, b) for a,b in zip(weights(), weights(fix))) and fix.n_images > 0
 
