@@ -6,7 +6,7 @@ from .store import ImageStore
 from .batches import StoredImageBlock, StoreDL
 from .stream import *
 from .callback import *
-from .precision import CPUAutocast, best_precision
+from .precision import Autocast, best_precision
 from .noise import *
 from .augment import GammaCorrection
 from .data import *

@@ -116,7 +116,7 @@ class PublishedLoop(BareStep):
         (self.x,self.y),(self.u,self.turns) = ([o.to(self.device) for o in next(dl)] for dl in (self.labelled,self.unlabeled))
         super().step()
 
-# %% ../nbs/39_bench.ipynb #2ef28be3
+# %% ../nbs/39_bench.ipynb #c5006daf
 class Stopwatch(Callback):
     "Ends a fit after `n` steps, and notes how long all but the first took"
     order = 200
@@ -163,10 +163,14 @@ class OwnCost(LearnerSteps):
         return self.seconds*n/(n+1)
 
     def _clocked(self, f, sign):
+        device = torch.device(self.learn.dls.device) # what a call has started there is its own cost, what was started before is not
         def call(*args, **kwargs):
+            _sync(device)
             began = time.perf_counter()
             try: return f(*args, **kwargs)
-            finally: self.seconds += sign*(time.perf_counter()-began)
+            finally:
+                _sync(device)
+                self.seconds += sign*(time.perf_counter()-began)
         return call
 
 class InputAlone:
@@ -181,6 +185,7 @@ class InputAlone:
     ) -> float: # Seconds
         "The time of the batches of `n` steps, after one that does not count"
         self._step()
+        _sync(self.device)
         began = time.perf_counter()
         for _ in range(n): self._step()
         _sync(self.device)

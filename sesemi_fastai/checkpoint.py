@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['write_checkpoint', 'read_checkpoint', 'checkpoint_files', 'latest_checkpoint', 'Checkpoint', 'FiniteLoss']
 
-# %% ../nbs/21_checkpoint.ipynb #2c768b7a
+# %% ../nbs/21_checkpoint.ipynb #7203b318
 import os,re,sys,zipfile
 from pathlib import Path
 import numpy as np, torch
 from fastai.vision.all import (L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,one_line
-from .distributed import gathered,plain_dl
+from .distributed import gathered,plain_dl,states_for_here
 from .phase import StaysHome
 
-# %% ../nbs/21_checkpoint.ipynb #b033ff44
+# %% ../nbs/21_checkpoint.ipynb #42863ca7
 _format = 'sesemi_fastai checkpoint 1'
 
 def _safe(o):
-    "`o` with nothing but tensors and plain Python values in it"
+    "`o` with nothing but tensors on the CPU and plain Python values in it"
     if isinstance(o, dict): return {k:_safe(v) for k,v in o.items()}
     if isinstance(o, (list,L)): return [_safe(v) for v in o]
     if isinstance(o, tuple): return tuple(_safe(v) for v in o)
     if isinstance(o, np.ndarray): return {'_array':torch.from_numpy(o.astype(np.int64) if o.dtype.kind == 'u' else o.copy()), '_dtype':str(o.dtype)}
-    if torch.is_tensor(o): return o.detach().as_subclass(torch.Tensor)
+    if torch.is_tensor(o): return o.detach().cpu().as_subclass(torch.Tensor)
     return o.item() if isinstance(o, np.generic) else o
 
 def _unsafe(o):
@@ -83,7 +83,7 @@ def latest_checkpoint(
         except InputError as e: reason = str(e); print(f'not used: {reason}', file=sys.stderr)
     if files: raise InputError(f"no checkpoint in {folder} can be used: {reason}")
 
-# %% ../nbs/21_checkpoint.ipynb #9f072de2
+# %% ../nbs/21_checkpoint.ipynb #a198d8d3
 def _by_name(cbs):
     "Callbacks by name; the second of a name is `name 2`"
     res = {}
@@ -180,7 +180,7 @@ class Checkpoint(StaysHome):
         own = self._state['ranks'][rank_distrib()]
         self._restore_waiting(own['waiting'])
         plain_dl(self.dls.train).rng.setstate(own['order'])
-        set_random_states(**own['random'])
+        set_random_states(**states_for_here(own['random']))
         self._state = None
 
     def _restore_waiting(self, waiting):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_share', 'plain_dl', 'from_first_rank', 'sum_over_ranks', 'max_over_ranks', 'mean_over_ranks', 'mean_gradients',
-           'gathered', 'own_gpu', 'leave_together']
+           'gathered', 'states_for_here', 'own_gpu', 'leave_together']
 
 # %% ../nbs/03_distributed.ipynb #f12ace72
 import os,torch
@@ -75,7 +75,16 @@ def gathered(
     dist.all_gather_object(res, o)
     return res
 
-# %% ../nbs/03_distributed.ipynb #829a0120
+# %% ../nbs/03_distributed.ipynb #f77ccec9
+def states_for_here(
+    states:dict # From fastai's `get_random_states`
+) -> dict: # For its `set_random_states`
+    "Random states with as many of GPUs as there are here"
+    if not torch.cuda.is_available(): return states
+    known,here = states.get('torch_cuda_state') or [],torch.cuda.get_rng_state_all()
+    return {**states, 'torch_cuda_state':[*known, *here[len(known):]][:len(here)]}
+
+# %% ../nbs/03_distributed.ipynb #bc84504e
 def _broadcast(self, t, rank):
     "`t` of process `rank`, on all"
     t = torch.tensor(t, device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
@@ -84,7 +93,7 @@ def _broadcast(self, t, rank):
 
 def own_gpu():
     "Each process that `torchrun` has started on a machine works on the GPU of its number there"
-    if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    if num_distrib() > 1 and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0))%torch.cuda.device_count())
 
 def leave_together():
     "Wait for all processes at the end of a run, so that none is gone while another still works"
@@ -102,5 +111,7 @@ def torchrun_ctx(self:Learner):
     if find_spec('accelerate') is None: raise InputError("several processes need accelerate: pip install 'sesemi_fastai[distributed]'")
     from fastai.distributed import DistributedDL
     DistributedDL._broadcast = _broadcast
-    on_gpu = torch.cuda.is_available()
+    if on_gpu := torch.cuda.is_available():
+        own_gpu()
+        self.dls.to(torch.device('cuda', torch.cuda.current_device())) # loaders that a script has made before
     with self.distrib_ctx(sync_bn=on_gpu, cpu=not on_gpu): yield self

@@ -32,7 +32,7 @@ def strongly_augmented(
     pixels = ((x.float()*std + mean).clamp(0, 1)*255).round().to(torch.uint8)
     return ((torch.stack([_strong(o) for o in pixels]).float()/255 - mean)/std).to(x.dtype)
 
-# %% ../nbs/13_pseudo.ipynb #679ac83e
+# %% ../nbs/13_pseudo.ipynb #9b9d1051
 @contextmanager
 def _own_statistics(model):
     "BatchNorm of `model` normalises by the batch inside, and its running statistics stay"
@@ -64,7 +64,7 @@ class FixMatch(StaysHome):
         if not self.training or self.passive or any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): return
         where,counts = self._sure()
         if not len(where): return
-        with self.random(): x = strongly_augmented(self.xb[0][where], self.norm)
+        with self.random(), torch.autocast(self.x.device.type, enabled=False): x = strongly_augmented(self.xb[0][where], self.norm)
         self.n_images += len(x)
         pseudo = self.learn.pred.detach()[where].argmax(1).as_subclass(Tensor)
         with _own_statistics(get_model(self.learn.model)) as model: pred = model(x).as_subclass(Tensor).float()

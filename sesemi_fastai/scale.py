@@ -21,7 +21,7 @@ from .precision import best_precision
 from .record import device_info,git_commit,versions
 from .stream import UnlabeledStream
 
-# %% ../nbs/40_scale.ipynb #0d6cc066
+# %% ../nbs/40_scale.ipynb #34257e8d
 def draw_files(
     folder:str|Path, # Where to
     n:int=64, # Files
@@ -48,7 +48,7 @@ def cost_point(
     workers:int=0, # Loader processes
     threads:int|None=None, # Of PyTorch; its own choice if None
     seconds:float=2. # That the timed steps take, about
-) -> dict: # Seconds an image through the network and an image of input; peak memory in MB; seconds to set up
+) -> dict: # Seconds an image through the network and an image of input; peak memory in MB, and that of a GPU; seconds to set up
     "What training with SESEMI from a store costs"
     if threads: torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -60,7 +60,8 @@ def cost_point(
     n = int(np.clip(round(seconds/once), 2, min(50, len(dls.train)-1)))
     step = np.median([steps.run(n)/n for _ in range(3)])
     feed = np.median([InputAlone(dls, UnlabeledStream(dls, bs=bs)).run(n)/n for _ in range(3)])
-    return dict(step=step/(8*bs), input=feed/(8*bs), memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, set_up=set_up)
+    gpu = dict(gpu_memory=torch.cuda.max_memory_allocated(dls.device)/2**20) if torch.device(dls.device).type == 'cuda' else {}
+    return dict(step=step/(8*bs), input=feed/(8*bs), **gpu, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, set_up=set_up)
 
 # %% ../nbs/40_scale.ipynb #daef68ce
 base = dict(size=64, bs=16, images=10_000, workers=0, processes=1)

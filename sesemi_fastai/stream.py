@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OwnRandom', 'is_transductive', 'unlabeled_items', 'unlabeled_dl', 'UnlabeledStream', 'show_rotated_batch']
 
-# %% ../nbs/06_stream.ipynb #ae8a550e
+# %% ../nbs/06_stream.ipynb #1d461f1b
 from contextlib import contextmanager
 from copy import deepcopy
 import numpy as np, pandas as pd
@@ -14,10 +14,10 @@ from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoade
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
 from .core import InputError,image_files,progress
-from .distributed import own_share,plain_dl
+from .distributed import own_share,plain_dl,states_for_here
 from .rotation import rotate_batch
 
-# %% ../nbs/06_stream.ipynb #3043f863
+# %% ../nbs/06_stream.ipynb #5564c992
 class OwnRandom:
     "Random states of Python, NumPy and PyTorch that are in force only inside the context"
     def __init__(self,
@@ -29,7 +29,7 @@ class OwnRandom:
     def __call__(self):
         "Use the own states inside, and go on from there the next time"
         outer = get_random_states()
-        set_random_states(**self.states)
+        set_random_states(**states_for_here(self.states))
         try: yield
         finally:
             self.states = get_random_states()

@@ -2,12 +2,19 @@
 import random
 import numpy as np, pytest, torch
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, Learner, RandomResizedCrop, RandomSplitter, XResNet, ResBlock,
-                               get_image_files, parent_label, accuracy, SGD)
+                               defaults, get_image_files, parent_label, accuracy, SGD)
 from PIL import Image
 
 torch.set_num_threads(1) # tiny tensors gain nothing from more
 
 def tiny_model(n_out=3, p=0.): return XResNet(ResBlock, 1, [1,1,1,1], n_out=n_out, stem_szs=(8,8,64), widen=.125, p=p)
+
+@pytest.fixture(autouse=True)
+def device(request, monkeypatch):
+    "Where a GPU is, only the tests marked cuda use it; the others are about a CPU, and so are the commands they run"
+    on_gpu = request.node.get_closest_marker('cuda') is not None
+    monkeypatch.setattr(defaults, 'use_cuda', None if on_gpu else False)
+    if not on_gpu: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
 
 @pytest.fixture(scope='session')
 def image_folder(tmp_path_factory):

@@ -2,14 +2,17 @@
 import json, sys
 from pathlib import Path
 import numpy as np, pytest, torch
-from fastai.vision.all import Callback
+from fastai.vision.all import Callback, Learner, ranger, set_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 import sesemi_fastai
-from sesemi_fastai.all import SESEMI, Memorisation
-from sesemi_fastai.checkpoint import FiniteLoss
+from sesemi_fastai.all import EMA, SESEMI, LabelReport, Memorisation, own_dls, robust_cbs
+from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss
+from sesemi_fastai.methods import methods
+from sesemi_fastai.robust import TrainingLoss
 from conftest import tiny_model
 from test_callback import fit
 from test_cli import run
+from test_resume import Crash
 
 package = str(Path(sesemi_fastai.__file__).parent)
 
@@ -88,21 +91,48 @@ def test_operations_beside_the_extra_pass(make_learn):
     other = ops_of_a_step(make_learn)+forward_and_backward(make_learn)
     assert 0 < ops_of_a_step(make_learn, SESEMI(bs=4))-other < most_ops < ops_of_a_step(make_learn, Twice(bs=4))-other
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
-def test_no_event_of_a_step_waits_for_the_gpu(make_learn):
-    "fastai's own Recorder copies the loss to the CPU in each step; our callbacks must not wait"
-    class Watched:
+def _watched(cls, events):
+    "A callback that must not wait for the GPU"
+    class Watched(cls):
         def __call__(self, event):
-            watch = self.training and event in ('before_batch','after_pred','after_loss','after_backward','after_batch') and getattr(self, 'train_iter', 0) > 1
+            watch = event in events and getattr(self, 'training', False) and getattr(self, 'train_iter', 0) > 1
             torch.cuda.set_sync_debug_mode('error' if watch else 'default')
             try: return super().__call__(event)
             finally: torch.cuda.set_sync_debug_mode('default')
-    cbs = [type(f'Watched{c.__name__}', (Watched,c), {})(*args) for c,args in ((SESEMI,()),(Memorisation,()),(FiniteLoss,()))]
-    learn = make_learn(cbs=cbs)
-    learn.dls.cuda()
-    learn.model.cuda()
-    fit(learn, 1)
+    Watched.__name__ = cls.__name__ # fastai names callbacks by their class
+    return Watched
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('name', [n for n in methods if n != 'fixmatch']) # which augments image by image
+def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatch, name):
+    "fastai's own Recorder copies the loss to the CPU in each step; our callbacks and losses must not wait"
+    events = 'before_batch','after_pred','after_loss','before_backward','after_backward','after_step','after_batch'
+    dls = own_dls(image_folder, size=32, bs=8, num_workers=0, store=tmp_path/'store', device=torch.device('cuda'))
+    dls.store.to('cuda')
+    cbs = [*robust_cbs(name), SESEMI(), Memorisation(), LabelReport(), FiniteLoss()]
+    for cb in cbs: cb.__class__ = _watched(type(cb), events)
+    if name == 'auto': cbs[0].loss_func_of_training.takeover = (0,2)
+    call = TrainingLoss.__call__
+    def watched_loss(self, *args, **kwargs):
+        torch.cuda.set_sync_debug_mode('error')
+        try: return call(self, *args, **kwargs)
+        finally: torch.cuda.set_sync_debug_mode('default')
+    monkeypatch.setattr(TrainingLoss, '__call__', watched_loss)
+    fit(Learner(dls, tiny_model(), path=tmp_path, cbs=cbs).to_precision('bf16'), 3)
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_resumed_on_a_gpu(image_folder, tmp_path):
+    def go(*cbs):
+        set_seed(0, reproducible=True)
+        dls = own_dls(image_folder, size=32, bs=8, num_workers=0, store=tmp_path/'store', device=torch.device('cuda'))
+        dls.store.to('cuda')
+        return fit(Learner(dls, tiny_model(), path=tmp_path, opt_func=ranger, cbs=[*robust_cbs('auto'), EMA(), SESEMI()]).to_precision('fp16'), 4, cbs=cbs)
+    whole = go()
+    with pytest.raises(KeyboardInterrupt): go(Checkpoint(tmp_path/'c'), Crash())
+    resumed = go(Checkpoint(tmp_path/'c', resume=True))
+    for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()): assert torch.allclose(a.float(), b.float(), atol=1e-3)
 
 def test_bench_writes_a_record(tmp_path):
     out = tmp_path/'speed.json'

@@ -10,6 +10,7 @@ from PIL import Image
 from sesemi_fastai.all import ELR, SESEMI, ImageStore, InputError, Memorisation, RobustLoss, StoreDL, StoredImageBlock, UnlabeledStream, own_dls, train_run
 from sesemi_fastai import store as store_module
 from sesemi_fastai.batches import LazyImage, planned_batch
+from sesemi_fastai.store import _mapped
 
 @pytest.fixture
 def photos(tmp_path):
@@ -60,6 +61,13 @@ def test_pixels_on_the_device_give_the_same_batches(photos, tmp_path):
         dls.store.to(device)
         return list(dls.train)+list(dls.valid)
     for a,b in zip(batches(None), batches('cpu'), strict=True): assert torch.equal(a[1], b[1]) and (a[0]-b[0]).abs().max() < .04
+
+def test_a_store_larger_than_the_memory_can_be_opened(tmp_path):
+    f = tmp_path/'pixels.u8'
+    with f.open('wb') as o: o.truncate(2**42) # sparse: it takes no room on the disk
+    px = _mapped(f)
+    px[-1] = 7
+    assert len(px) == 2**42 and px[-1] == 7 and px[2**41] == 0 and _mapped(f)[-1] == 0 and torch.from_numpy(px[:3]).sum() == 0
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')

@@ -8,7 +8,7 @@ from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger
                                LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy, get_image_files, parent_label)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.memory import Memorisation
-from sesemi_fastai.precision import CPUAutocast
+from sesemi_fastai.precision import Autocast
 from sesemi_fastai.robust import ELR, RobustLoss
 from sesemi_fastai.arch import make_model
 from sesemi_fastai.weights import export_weights
@@ -48,7 +48,7 @@ def test_bf16_on_a_cpu(make_learn, bn, monkeypatch):
     seen,loss = [],cb.rotation_loss
     monkeypatch.setattr(cb, 'rotation_loss', lambda p,t: seen.append(p.dtype) or loss(p, t))
     learn = make_learn(cbs=[SESEMI(bn=bn), Dtypes()]).to_precision('bf16')
-    assert isinstance(learn.cpu_autocast, CPUAutocast) and learn.channels_last
+    assert isinstance(learn.autocast, Autocast) and learn.channels_last
     fit(learn, 2)
     assert learn.dtypes.label == torch.bfloat16 and learn.dtypes.inside and set(seen) == {torch.bfloat16}
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
@@ -61,19 +61,54 @@ def test_bf16_on_a_cpu(make_learn, bn, monkeypatch):
     n = len(learn.cbs)
     assert not any(isinstance(cb, MixedPrecision) for cb in learn.to_precision('fp32').cbs) and len(learn.cbs) == n-2
 
-@pytest.mark.cell('Interruption', 'autocast on a CPU is left after Ctrl-C and errors in the forward pass')
-@pytest.mark.parametrize('phase', ['train','valid'])
-def test_autocast_is_left_when_the_forward_pass_fails(make_learn, phase):
-    learn = make_learn(cbs=SESEMI()).to_precision('bf16')
+def _autocast_is_left(learn, phase, device):
     def boom(m, args):
         if m.training == (phase == 'train'): raise KeyboardInterrupt
     h = learn.model[2].register_forward_pre_hook(boom)
     with pytest.raises(KeyboardInterrupt): fit(learn)
-    assert not torch.is_autocast_enabled('cpu')
+    assert not torch.is_autocast_enabled(device)
     h.remove()
-    assert learn.model.eval()(torch.randn(1,3,32,32)).dtype == torch.float32
+    x = torch.randn(1,3,32,32, device=device)
+    before = learn.model.eval()(x)
+    assert before.dtype == torch.float32
     fit(learn); learn.validate(); learn.get_preds()
-    assert traces(learn) == CLEAN and not torch.is_autocast_enabled('cpu')
+    assert traces(learn) == CLEAN and not torch.is_autocast_enabled(device)
+    with torch.autocast(device, dtype=torch.bfloat16): assert (learn.model.eval()(x)-before).abs().max() > 1e-3 # no old copies of the weights
+
+@pytest.mark.cell('Interruption', 'autocast on a CPU is left after Ctrl-C and errors in the forward pass')
+@pytest.mark.parametrize('phase', ['train','valid'])
+def test_autocast_is_left_when_the_forward_pass_fails(make_learn, phase): _autocast_is_left(make_learn(cbs=SESEMI()).to_precision('bf16'), phase, 'cpu')
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.cell('Interruption', 'autocast on a GPU is left after Ctrl-C and errors in the forward pass')
+@pytest.mark.parametrize('precision', ['bf16','fp16'])
+@pytest.mark.parametrize('phase', ['train','valid'])
+def test_autocast_on_a_gpu_is_left_when_the_forward_pass_fails(make_learn, make_dls, phase, precision):
+    dls = make_dls()
+    dls.cuda()
+    _autocast_is_left(make_learn(dls=dls, model=tiny_model().cuda(), cbs=SESEMI()).to_precision(precision), phase, 'cuda')
+
+@pytest.mark.cell('Precision', 'a mid-fit evaluation leaves autocast, and the scaler of fp16, in working order')
+def test_an_evaluation_in_the_middle_leaves_the_scaler(make_learn, monkeypatch):
+    import sesemi_fastai.precision as precision
+    class Scaler: # there is no fp16 scaler on a CPU; this one counts
+        steps = 0
+        def scale(self, loss): return loss
+        def step(self, opt): self.steps += 1; opt.step()
+        def get_scale(self): return 1.
+        def update(self): pass
+    class Evaluates(Callback):
+        order = 50
+        def after_epoch(self):
+            if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1)
+        def after_fit(self):
+            if not self.learn.lock.locked(): self.seen = self.learn.scaler
+    monkeypatch.setattr(precision, 'GradScaler', Scaler)
+    learn = make_learn(cbs=[Evaluates(), precision.Autocast('fp16')])
+    Evaluates.order = precision.Autocast.order-1
+    fit(learn, 2)
+    assert learn.evaluates.seen.steps == 12 and learn.scaler is None
 
 @pytest.mark.cuda
 @needs_cuda
@@ -83,7 +118,7 @@ def test_precision_on_a_gpu(make_learn, make_dls, precision):
     dls = make_dls()
     dls.cuda()
     learn = make_learn(dls=dls, model=tiny_model().cuda(), cbs=SESEMI()).to_precision(precision)
-    assert np.isfinite(fit(learn, 2).recorder.values[-1]).all() and not hasattr(learn, 'cpu_autocast')
+    assert np.isfinite(fit(learn, 2).recorder.values[-1]).all()
 
 # -- accumulation, losses
 class Grads(Callback):
