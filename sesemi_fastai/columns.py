@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TrainingColumns']
 
-# %% ../nbs/08_columns.ipynb #8512e779
-from fastai.vision.all import L,ValueMetric
+# %% ../nbs/08_columns.ipynb #42c63e9b
+from fastai.vision.all import L,ValueMetric,noop
 from .phase import StaysHome
 
-# %% ../nbs/08_columns.ipynb #61d43e81
+# %% ../nbs/08_columns.ipynb #bf87f6da
 def _bare(name): return name.removeprefix('train_').removeprefix('valid_')
 
 class TrainingColumns(StaysHome):
@@ -23,15 +23,23 @@ class TrainingColumns(StaysHome):
         if learn is None and self.learn is not None: self.hide_columns() # of a fit that never came to its first epoch
         self.__dict__['_learn'] = learn
 
+    def __call__(self, event_name):
+        evaluates = self.learn.lock.locked()
+        if evaluates and event_name == 'before_fit': # maybe from another callback's `before_fit`, before the recorder has read the names
+            self._announced = self.learn.metrics.filter(self._is_ours)
+            self.hide_columns()
+        super().__call__(event_name)
+        if evaluates and event_name == 'after_fit': self.learn.metrics,self._announced = self.learn.metrics + self._announced,L()
+
+    def _is_ours(self, metric): return metric.name in self.columns
+
     def show_columns(self):
         "Announce the columns, in `before_fit`; not while the Learner evaluates, which fires that event, too"
-        if self.learn.lock.locked(): return
-        self.learn.metrics = self.learn.metrics + L(ValueMetric(lambda: None, nm) for nm in self.columns)
+        if not self.learn.lock.locked(): self.learn.metrics = self.learn.metrics + L(ValueMetric(noop, nm) for nm in self.columns)
 
     def hide_columns(self):
         "The recorder has read the names; the values come from `fill_columns`"
-        if self.learn.lock.locked(): return # an evaluation in `before_fit` comes before the recorder
-        self.learn.metrics = L(m for m in self.learn.metrics if m.name not in self.columns)
+        self.learn.metrics = self.learn.metrics.filter(self._is_ours, negate=True)
 
     def fill_columns(self,
         values:dict # Figures by name
