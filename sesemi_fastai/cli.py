@@ -6,52 +6,64 @@
 __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'sesemi_bench', 'sesemi_labels', 'sesemi_report',
            'sesemi_data', 'sesemi_demo']
 
-# %% ../nbs/45_cli.ipynb #384bf0f0
-import warnings
+# %% ../nbs/45_cli.ipynb #fb5820fc
+import sys,warnings
+from pathlib import Path
+
+def _told_briefly(kind, e, trace):
+    "Ctrl-C while fastai is imported, before a command has begun"
+    if issubclass(kind, KeyboardInterrupt): print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+    else: sys.__excepthook__(kind, e, trace)
+
+if Path(sys.argv[0]).name.startswith('sesemi-'): sys.excepthook = _told_briefly
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
-# %% ../nbs/45_cli.ipynb #1529da26
-import json,sys
+# %% ../nbs/45_cli.ipynb #c75e1bfe
+import json
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from contextlib import contextmanager
-from pathlib import Path
 from fastcore.meta import delegates
 from fastcore.script import call_parse
 from inspect import signature
 from fastai.vision.all import rank_distrib
-from .core import InputError,RunStopped,image_files,one_line,shows_bars,write_text
+from .core import InputError,RunStopped,image_files,make_folder,one_line,place_of_file,shows_bars,write_text
 from .bench import speed_record,speed_table
 from .data import noisy_table,read_table,show_noisy_batch
 from .corrections import accepted,merged
 from .labels import average_precision,cleanlab_of,read_labels,self_confidence
-from .experiment import make_dls,train_run,resume_run
+from .experiment import check_options,make_dls,train_run,resume_run
 from .folder import is_done
 from .cluster import run_on_ray
+from .recipe import resolved
 from .record import find_records,read_record,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
 from .table import result_table,conditions,published_beside
-from .curves import plot_curves
+from .curves import by_noise,plot_curves,save_figure
 from .page import run_pictures,write_report
 from .scale import plot_scale,scale_record
 from .scan import scan_images
 from .stream import show_rotated_batch
 from .tree import write_noisy_tree
 
-# %% ../nbs/45_cli.ipynb #3b7c2c21
+# %% ../nbs/45_cli.ipynb #4d197c2f
+_again = 'the same command goes on where this one stopped'
+
 @contextmanager
-def _one_line_errors():
+def _one_line_errors(
+    go_on:str='' # What to do after Ctrl-C
+):
     "Say the user's mistakes in one line on stderr"
     try: yield
     except (InputError,OSError) as e: _leave(one_line(e), 2)
     except RunStopped as e: _leave(one_line(e), 1)
-    except KeyboardInterrupt: _leave("interrupted; a run with --out OUT goes on with sesemi-train --resume OUT", 130)
+    except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
 
 def _leave(msg, status):
     print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)
     sys.exit(status)
 
-# %% ../nbs/45_cli.ipynb #f217c34e
+# %% ../nbs/45_cli.ipynb #1ccba7a1
 def _only_resume(kwargs):
     "`--resume` knows all other options"
     defaults = {k:p.default for k,p in signature(train_run).parameters.items()}
@@ -66,13 +78,14 @@ def sesemi_train(
     **kwargs
 ):
     "Train a classifier, with SESEMI's rotation loss or without, and print its record as one JSON line"
-    with _one_line_errors():
+    out = resume or kwargs['out']
+    with _one_line_errors(f'go on with sesemi-train --resume {out}' if out else 'nothing was kept, a run with --out OUT can go on'):
         bar = shows_bars() and not no_bar
         if resume is not None: _only_resume(kwargs)
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
         if not rank_distrib(): print(json.dumps(record))
 
-# %% ../nbs/45_cli.ipynb #195ab9d4
+# %% ../nbs/45_cli.ipynb #341b0641
 def _numbers(text, option):
     "Whole numbers from text such as 5,50"
     try: return [int(o) for o in text.split(',')]
@@ -89,9 +102,9 @@ def sesemi_compare(
     **kwargs
 ):
     "Train plain and SESEMI at equal labelled passes, and plain at SESEMI's compute"
-    with _one_line_errors(): run_missing(comparison(epochs, _numbers(seeds, '--seeds'), unlabeled=unlabeled, **kwargs), out, bar=shows_bars() and not no_bar)
+    with _one_line_errors(_again): run_missing(comparison(epochs, _numbers(seeds, '--seeds'), unlabeled=unlabeled, **kwargs), out, bar=shows_bars() and not no_bar)
 
-# %% ../nbs/45_cli.ipynb #4dcbd6c7
+# %% ../nbs/45_cli.ipynb #d7c56ce9
 def _draw_to_files():
     "No window: pictures go to files"
     import matplotlib
@@ -112,9 +125,9 @@ def sesemi_table(
         print(result_table(records).to_string(index=False))
         print(conditions(records))
         if report: write_report(records, report)
-        if plot: plot_curves(records).savefig(plot, dpi=80)
+        if plot: save_figure(plot_curves(records), plot)
 
-# %% ../nbs/45_cli.ipynb #7374969d
+# %% ../nbs/45_cli.ipynb #1fd08bb2
 def _show_study(records):
     print(result_table(records, against=True).to_string(index=False))
     print("Accuracy in percent at the final epoch, mean ± standard deviation; differences from plain training in points, seed by seed, with Student's 95 % interval.")
@@ -122,10 +135,9 @@ def _show_study(records):
     if len(pub := published_beside(records)): print(f'\nPublished by others\n{pub.drop(columns="source").to_string(index=False, na_rep="")}')
 
 def _plot_study(records, out):
-    for noise in sorted({o['config']['noise'] for o in records}, reverse=True):
-        fname = out/f'curves-noise{noise}.png'
-        plot_curves([o for o in records if o['config']['noise'] == noise], f'{noise}% wrong labels').savefig(fname, dpi=80)
-        print(fname)
+    for name,runs in by_noise(records).items():
+        level = 'own' if name == 'own labels' else f"noise{runs[0]['config']['noise']}"
+        print(save_figure(plot_curves(runs, name), out/f'curves-{level}.png'))
 
 @call_parse
 def sesemi_study(
@@ -141,9 +153,10 @@ def sesemi_study(
 ):
     "Work through a study file, or show what it has found"
     _draw_to_files()
-    with _one_line_errors():
+    with _one_line_errors(_again if what == 'run' else ''):
         runs,out = read_study(file),Path(out or Path(file).with_suffix(''))
         if path: runs = {k:{**v, 'path':path} for k,v in runs.items()}
+        if what == 'run' and all(is_done(out/k, v) for k,v in runs.items()): print(f'all {len(runs)} runs are finished: sesemi-study table {file} shows them')
         if what == 'run' and engine == 'local': run_missing(runs, out, bar=shows_bars() and not no_bar)
         elif what == 'run' and engine == 'ray': run_on_ray(runs, out, address, cpus, gpus, bar=False)
         elif what == 'run': raise InputError(f"--engine {engine}: choose local or ray")
@@ -153,7 +166,7 @@ def sesemi_study(
             for k,v in runs.items(): print('done   ' if is_done(out/k, v) else 'missing', k)
         else: raise InputError(f"{what!r} is unknown: choose run, table, plot or list")
 
-# %% ../nbs/45_cli.ipynb #0377eacd
+# %% ../nbs/45_cli.ipynb #27b3c79d
 def _bench_speed(path, noise, out, **kwargs):
     dls_path = Path(path) if path else None
     df = noisy_table(dls_path, noise) if dls_path else None
@@ -171,7 +184,7 @@ def _bench_scale(out, **kwargs):
     print(pd.DataFrame(record['points']).to_string(index=False))
     if not out: return
     write_text(out, json.dumps(record, indent=1))
-    plot_scale(record).savefig(Path(out).with_suffix('.png'), dpi=60)
+    save_figure(plot_scale(record), Path(out).with_suffix('.png'), dpi=60)
 
 @call_parse
 def sesemi_bench(
@@ -190,11 +203,12 @@ def sesemi_bench(
     "Measure how fast training is, on a machine that does nothing else"
     _draw_to_files()
     with _one_line_errors():
+        if out: place_of_file(out)
         if what == 'speed': _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, repeats=repeats, seconds=seconds, store=store)
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
-# %% ../nbs/45_cli.ipynb #cbb78774
+# %% ../nbs/45_cli.ipynb #6b37b847
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
     ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
@@ -205,7 +219,12 @@ def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
     history = read_record(folder).get('history')
     share = history[-1].get('wrong_labels') if history else None
-    return None if share is None else f"the training took about {100*share:.0f}% of the labels to be wrong: {share*len(df):,.0f} of {len(df):,}"
+    return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: a rough estimate, "
+                                       "too high after few passes, too low where wrong labels are memorised or of a few classes only")
+
+def _told_missing(folder, df):
+    "That some training images are not listed"
+    if n := max(0, read_record(folder).get('data', {}).get('train_images', 0)-len(df)): return f"{n} training images were in no batch and are not listed: more epochs, or a smaller --bs, reach them"
 
 def _write_corrections(taken, fname, df):
     "Add what is accepted to what `fname` holds already; decisions that are there stay"
@@ -222,7 +241,8 @@ def sesemi_labels(
     run:str, # Folder of a finished run of sesemi-train --out, or its labels.csv
     n:int=20, # Labels to print
     cleanlab:bool=False, # Also rank with cleanlab's default (extra clean), for comparison
-    accept:float=None, # Take the suggestions from this score on, 0 to 1, as corrections
+    accept:float=None, # Take the suggestions from this score on, 0 to 1, as corrections; scores grow with the length of the run
+    accept_top:int=None, # Or so many suggestions, those with the highest scores
     action:str='drop', # What to do with those images: drop or relabel
     corrections:str=None, # CSV file for sesemi-train --corrections; RUN/corrections.csv if not given
 ):
@@ -230,25 +250,28 @@ def sesemi_labels(
     with _one_line_errors():
         df,folder = read_labels(run),Path(run) if Path(run).is_dir() else Path(run).parent
         if n < 0: raise InputError(f"--n {n}: give the number of labels to print")
-        if accept is None and (corrections or action != 'drop'): raise InputError("nothing is written without --accept: give the score from which suggestions are taken")
-        taken = None if accept is None else accepted(df, accept, action)
+        if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")
+        takes = accept is not None or accept_top is not None
+        if not takes and (corrections or action != 'drop'): raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
+        taken = accepted(df, accept or 0., action, accept_top) if takes else None
         scores = cleanlab_of(df) if cleanlab else None
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]
         if cleanlab: shown = shown.assign(cleanlab=scores.round(4))
         print(shown.head(n).to_string(index=False))
-        if told := _told_estimate(folder, df): print(told)
+        for told in (_told_missing(folder, df),_told_estimate(folder, df)):
+            if told: print(told)
         if 'true' in df and (df.label != df.true).any(): print(_told_precision(df, scores))
         if taken is None: return
         _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df)
 
-# %% ../nbs/45_cli.ipynb #7768fb5a
+# %% ../nbs/45_cli.ipynb #f04d3ef1
 @call_parse
 def sesemi_report(
     out:str, # Folder with records, at any depth
     page:str=None, # HTML file to write; OUT/report.html if not given
     path:str=None, # Data folder, for pictures of a rotated batch and of the worst predictions
     noise:int=None, # Only runs with this percentage of wrong labels
-    title:str='Plain training and SESEMI', # Heading
+    title:str='Training with labels that may be wrong', # Heading
 ):
     "Write one self-contained HTML page about the finished runs in a folder"
     _draw_to_files()
@@ -262,12 +285,14 @@ def sesemi_report(
             show_rotated_batch(make_dls(o['dataset'], path, o['noise'], size=o['size'], bs=8, num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
             pictures['A rotated batch: the pretext task guesses the turn'] = plt.gcf()
         print(write_report(records, page or Path(out)/'report.html', title, pictures))
+        if not path: print("with --path FOLDER, where the data are, the page shows images as well")
 
-# %% ../nbs/45_cli.ipynb #f99f4900
+# %% ../nbs/45_cli.ipynb #0bf3d9da
 def _scan(path):
     "One line a fault, and a sum"
-    if not path or not Path(path).is_dir(): raise InputError("scan needs --path: a folder with images")
-    files = image_files(path)
+    if not path: raise InputError("scan needs --path: a folder with images")
+    if not Path(path).is_dir(): raise InputError(f"there is no folder {path}")
+    if not (files := image_files(path)): raise InputError(f"no images below {path}")
     faults = scan_images(files)
     for o in faults.itertuples(): print(f'{o.kind}\t{o.path}\t{o.reason}')
     print(f"{len(files)} images: " + (', '.join(f'{n} {k}' for k,n in faults.kind.value_counts().items()) or 'no fault'))
@@ -294,7 +319,7 @@ def sesemi_data(
         elif what == 'scan': _scan(path)
         else: raise InputError(f"{what!r} is unknown: choose noisy, mini or scan")
 
-# %% ../nbs/45_cli.ipynb #57b938dc
+# %% ../nbs/45_cli.ipynb #311234cc
 _demo = dict(dataset='mini', noise=50, size=48, arch='xresnet10_half', opt='ranger', bs=32, workers=0)
 
 @call_parse
@@ -306,10 +331,12 @@ def sesemi_demo(
 ):
     "Train plain and SESEMI on drawn images with half the labels wrong, and write table and report"
     _draw_to_files()
-    with _one_line_errors():
-        out = Path(out)
+    with _one_line_errors(_again):
+        out,runs = Path(out),comparison(epochs, _numbers(seeds, '--seeds'), path=str(Path(out)/'mini'), **_demo)
+        for o in runs.values(): check_options(resolved(o))
+        if foreign := sorted(o.name for o in make_folder(out).iterdir() if o.name not in ('mini','runs','report.html') and o.name[0] != '.'): raise InputError(f"{out} holds {foreign[0]}, which is not of a demo: choose a new folder with --out")
         path = str(make_mini(out/'mini'))
-        run_missing(comparison(epochs, _numbers(seeds, '--seeds'), path=path, **_demo), out/'runs', bar=shows_bars() and not no_bar)
+        run_missing(runs, out/'runs', bar=shows_bars() and not no_bar)
         records,pictures = read_records(out/'runs'),{}
         dls = mini_dls(50, 64, path, bs=32, num_workers=0)
         for caption,show in {'A rotated batch: the pretext task guesses the turn':show_rotated_batch, 'Training images; wrong labels in red':show_noisy_batch}.items():

@@ -9,17 +9,19 @@ __all__ = ['accepted', 'merged', 'corrected']
 import pandas as pd
 from .core import InputError
 
-# %% ../nbs/26_corrections.ipynb #c592de00
+# %% ../nbs/26_corrections.ipynb #45148f59
 def accepted(
     df:pd.DataFrame, # Columns `path`, `suggested`, `score`, as from `LabelReport.frame`
     threshold:float=.95, # Score from which a label counts as wrong, 0 to 1
-    action:str='drop' # What to do with it: drop or relabel
+    action:str='drop', # What to do with it: drop or relabel
+    top:int|None=None # So many suggestions, those with the highest scores, instead of a threshold
 ) -> pd.DataFrame: # Corrections
-    "Take the suggestions whose score is at least `threshold`"
+    "Take the suggestions whose score is at least `threshold`, or the `top` ones"
     if action not in ('drop','relabel'): raise InputError(f"action {action!r} is unknown: choose drop or relabel")
     if not 0 <= threshold <= 1: raise InputError(f"threshold={threshold:g}: give a score from 0 to 1")
     if 'path' not in df: raise InputError("the list does not say which image is which: it has no column 'path'")
-    res = df[df.score >= threshold]
+    if top is not None and not 0 <= top <= len(df): raise InputError(f"top={top}: give a number of labels from 0 to the {len(df)} of the list")
+    res = df[df.score >= threshold] if top is None else df.nlargest(top, 'score', keep='first')
     return res[[o for o in ('path','label','suggested','score') if o in res]].assign(action=action, new_label=res.suggested if action == 'relabel' else '').reset_index(drop=True)
 
 def _checked(fixes, table):

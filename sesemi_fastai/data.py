@@ -7,11 +7,13 @@ __all__ = ['noise_levels', 'class_names', 'read_table', 'leaves_folder', 'checke
            'table_block', 'table_dls', 'noisy_imagenette_dls', 'noisy_imagewoof_dls', 'imagewang_table',
            'imagewang_dls', 'own_table', 'own_dls', 'show_noisy_batch']
 
-# %% ../nbs/28_data.ipynb #3f8095d7
+# %% ../nbs/28_data.ipynb #56a8dee3
 import os
+import numpy as np
 import pandas as pd
+from inspect import signature
 from pathlib import Path
-from fastai.vision.all import (DataBlock,DataLoaders,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
+from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
 from .corrections import corrected
 from .core import InputError,image_files
@@ -20,7 +22,7 @@ from .batches import StoredImageBlock
 from .scan import scan_images,usable
 from .store import ImageStore
 
-# %% ../nbs/28_data.ipynb #c05900ff
+# %% ../nbs/28_data.ipynb #995249a1
 noise_levels = 0,1,5,25,50
 
 def read_table(
@@ -66,7 +68,8 @@ def _check_splits(df):
     train,valid = (set(df.label[df.is_valid == v]) for v in (False,True))
     if not train or not valid: raise InputError(f"there are no {'validation' if train else 'training'} images")
     if only := sorted(map(str, train ^ valid)):
-        raise InputError(f"class {only[0]!r} is in the {'training' if only[0] in map(str, train) else 'validation'} images only")
+        raise InputError(f"class {only[0]!r} is in the {'training' if only[0] in map(str, train) else 'validation'} images only: give it an image in the other split as well, or leave the class out")
+    if len(train) < 2: raise InputError(f"there is one class only, {str(next(iter(train)))!r}: training needs two or more; a folder of images has a folder below it for each class")
 
 def checked_table(
     df:pd.DataFrame, # Columns `path`, `label`, `is_valid`, maybe `true`
@@ -75,6 +78,7 @@ def checked_table(
     check_links:bool=True # Refuse symbolic links to files outside of the folder
 ) -> pd.DataFrame: # The same columns, `is_valid` as bool
     "`df` itself if training on it can work; `InputError` says the first thing that is wrong"
+    _need_columns(df, ['path','label','is_valid'], 'the table')
     df = df.reset_index(drop=True)
     df['path'] = df.path.where(df.path.isna(), df.path.astype(str))
     if df.label.isna().any(): raise InputError(f"{df.path[df.label.isna()].iloc[0]} has no label in the table")
@@ -117,7 +121,7 @@ def noisy_table(
     if named: df = df.assign(label=_named(df.label), true=_named(df.true))
     return checked_table(df, path)
 
-# %% ../nbs/28_data.ipynb #5b8bb888
+# %% ../nbs/28_data.ipynb #ae9b8737
 def table_block(
     path:str|Path, # Folder that the paths of the table are relative to
     size:int=128, # Side of the square images, pixels
@@ -137,8 +141,15 @@ def _usable_rows(df, path, unlabeled, bad_images):
     if bad: df = checked_table(df[[str(f) not in bad for f in files]], path, check_links=False)
     return df,[o for o in unlabeled if str(o) not in not_rotated],faults
 
+def _check_builder(size, kwargs):
+    "Arguments that nobody would look at, or that fail far from here"
+    if not isinstance(size, int): raise InputError(f"size={size!r}: give one whole number of pixels, images are square")
+    known = {*signature(DataBlock.dataloaders).parameters, *signature(Datasets.dataloaders).parameters, *signature(TfmdDL).parameters}
+    if unknown := [k for k in kwargs if k not in known]:
+        raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for other transforms or splits change the DataBlock of table_block")
+
 def table_dls(
-    df:pd.DataFrame, # Checked table
+    df:pd.DataFrame, # Columns `path`, `label`, `is_valid`, maybe `true`
     path:str|Path, # Folder that its paths are relative to
     size:int=128, # Side of the square images, pixels
     bs:int=64, # Labelled images in a batch
@@ -153,6 +164,8 @@ def table_dls(
     **kwargs # For `DataBlock.dataloaders`, such as `num_workers`
 ) -> DataLoaders:
     "`DataLoaders` over a table"
+    _check_builder(size, kwargs)
+    df = checked_table(df, path, check_links=False)
     if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False)
     faults,scanned = None,[*df.path, *(unlabeled := list(unlabeled))] if bad_images else None
     if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), list(unlabeled), bad_images)
@@ -220,7 +233,7 @@ def imagewang_dls(
     files = [f for folder in ('unsup',*L(extra)) for f in _images_below(path/folder)]
     return table_dls(imagewang_table(path), path, size, unlabeled=files, **kwargs)
 
-# %% ../nbs/28_data.ipynb #e9a26d9c
+# %% ../nbs/28_data.ipynb #18515e84
 def _own_split(df, valid_pct, seed):
     if not 0 < valid_pct < 1: raise InputError(f"valid_pct={valid_pct}: give a share between 0 and 1")
     shuffled = df.sample(frac=1, random_state=seed)
@@ -235,6 +248,11 @@ def _folder_table(path, valid_pct, seed):
     if df.empty: raise InputError(f"no images below {path}")
     return _own_split(df.drop(columns='is_valid'), valid_pct, seed)
 
+def _check_classes(labels):
+    "One class an image, no lists and no measured values"
+    if labels.map(lambda o: isinstance(o, (list,tuple,set,dict,np.ndarray))).any(): raise InputError(f"column {labels.name!r} holds several labels an image: one class an image is what can be trained here")
+    if pd.api.types.is_float_dtype(labels) and (bad := labels[labels.notna() & (labels % 1 != 0)]).size: raise InputError(f"column {labels.name!r} holds numbers such as {bad.iloc[0]:g}: labels are classes, as text or whole numbers")
+
 def own_table(
     source:str|Path|pd.DataFrame, # A folder, a CSV file or a DataFrame
     path:str|Path|None=None, # What the paths of a table are relative to; the folder of the CSV file if None
@@ -246,11 +264,14 @@ def own_table(
 ) -> tuple[pd.DataFrame,Path]: # Table with columns `path`, `label`, `is_valid` and maybe `true`; its folder
     "The table of a user's own images, and the folder its paths are relative to"
     if not isinstance(source, pd.DataFrame):
+        if not isinstance(source, (str,Path)): raise InputError(f"your images are a folder, a CSV file or a DataFrame, not {type(source).__name__}")
         source = Path(source)
+        if not source.exists(): raise InputError(f"there is no folder or table {source}")
         if source.is_dir(): return checked_table(_folder_table(source, valid_pct, seed), source, check_links=False),source
         source,path = read_table(source),path or source.parent
     source = source.reset_index(drop=True)
     _need_columns(source, [fn_col,label_col] + ([valid_col] if valid_col != 'is_valid' else []), 'the table')
+    _check_classes(source[label_col])
     df = pd.DataFrame(dict(path=source[fn_col], label=_text(source[label_col])))
     for new,col in dict(true='true', is_valid=valid_col).items():
         if col in source.columns: df[new] = source[col] if new == 'is_valid' else _text(source[col])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['datasets', 'make_dls', 'unlabeled_files', 'new_record', 'check_types', 'check_options', 'train_run', 'resume_run']
 
-# %% ../nbs/36_experiment.ipynb #2e413f9a
+# %% ../nbs/36_experiment.ipynb #56eaa9bc
 import hashlib,inspect,os
 from contextlib import contextmanager,suppress
 from copy import deepcopy
@@ -27,7 +27,7 @@ from .folder import alone,claim,clear,options,saved_args
 from .labels import LabelReport,average_precision,self_confidence
 from .memory import Memorisation
 from .methods import method_title,methods,rejecting,robust_cbs
-from .mini import mini_dls
+from .mini import is_mini,mini_dls
 from .optim import exportable,optimizers,schedules
 from .precision import meets_one_pixel
 from .predictions import Predictions
@@ -39,12 +39,17 @@ from .stream import unlabeled_items
 from .weights import export_weights as write_weights
 from .steps import MaxSteps,StepsPerEpoch,even_steps
 
-# %% ../nbs/36_experiment.ipynb #e0fe1fa1
+# %% ../nbs/36_experiment.ipynb #4a604cfb
+def _drawn(path, noise, **kwargs):
+    "The drawn data set; a folder that was named has to hold it"
+    if path is not None and not is_mini(path): raise InputError(f"{path} holds no drawn data set: sesemi-data mini --out {path} draws one there")
+    return mini_dls(noise, path=path, **kwargs)
+
 datasets = dict(
     nette = lambda path,noise,**kw: noisy_imagenette_dls(noise, path=path, **kw),
     woof  = lambda path,noise,**kw: noisy_imagewoof_dls(noise, path=path, **kw),
     wang  = lambda path,noise,**kw: imagewang_dls(path=path, **kw),
-    mini  = lambda path,noise,**kw: mini_dls(noise, path=path, **kw),
+    mini  = _drawn,
     own   = lambda path,noise,**kw: own_dls(path, **kw))
 
 def _check_noise(dataset, noise):
@@ -105,8 +110,8 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/36_experiment.ipynb #e1b90956
-_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
+# %% ../nbs/36_experiment.ipynb #1ade5627
+_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
 _choices = dict(epoch_unit=('labelled','unlabeled','steps'), turns=('all','one'), bad_images=('stop','skip'), bn=('separate','joint'))
@@ -123,6 +128,7 @@ def check_types(
 def _check_together(config):
     "Options that do not go together"
     _check_noise(config['dataset'], config['noise'])
+    if config['split_seed'] and config['dataset'] != 'own': raise InputError("split_seed belongs to --dataset own: the others have their own validation images")
     if not config['warmup'] < config['epochs']: raise InputError(f"warmup={config['warmup']:g}: the warm-up must be shorter than the {config['epochs']} epochs of the run")
     known_arch(config['arch'])
     _sesemi(config, ['an image'], config['epochs'])
@@ -223,7 +229,8 @@ def _set_up(path, config, files_of, out, store=None, corrections=None):
     recipe,seed = optimizers[config['opt']],config['seed']
     set_seed(seed, reproducible=True)
     dls = make_dls(config['dataset'], path, config['noise'], size=config['size'], bs=config['bs'], seed=seed, num_workers=_workers(config),
-                   bad_images=config['bad_images'], aug=config['aug'], store=store, store_size=config['store_size'], corrections=corrections)
+                   bad_images=config['bad_images'], aug=config['aug'], store=store, store_size=config['store_size'], corrections=corrections,
+                   **(dict(split_seed=config['split_seed']) if config['dataset'] == 'own' else {}))
     _onto_gpu(dls)
     files = _to_rotate(dls, unlabeled_files(dls, files_of), config['bad_images'])
     n_epoch,cbs = _epochs(config, dls, files)
@@ -266,12 +273,13 @@ def _ends_well(learn, keep):
         if len(bad): raise RunStopped(f"{bad.path.iloc[0]} has changed since training began: {bad.reason.iloc[0]}") from e
         raise
 
-# %% ../nbs/36_experiment.ipynb #7325ed67
+# %% ../nbs/36_experiment.ipynb #96509940
 def train_run(
     recipe:str='fastai', # Protocol by name, which sets all options that are not given; values in [brackets] are those of the recipe fastai
     dataset:str=None, # nette, woof, wang, mini, or own (your images below --path) [nette]
     path:str=None, # Data folder, or the CSV file of your own table; fetched or made if not given
     noise:int=None, # Percentage of wrong labels: 0, 1, 5, 25 or 50; if not given, 50 for nette, woof and mini
+    split_seed:int=None, # own: seed of the random validation images where the data have no split [0]
     size:int=None, # Side of the square images, pixels [128]
     aug:str=None, # Augmentation: fastai or sesemi [fastai]
     arch:str=None, # Network: fastai xresnet*, torchvision, or timm [xresnet50]
@@ -286,7 +294,7 @@ def train_run(
     max_steps:int=None, # End after so many steps of the schedule, to try something out
     bs:int=None, # Labelled images in a batch [64]
     smoothing:float=None, # Label smoothing [0.0]
-    robust:str=None, # What is done against wrong labels: none (cross-entropy), auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss or fixmatch [none]
+    robust:str=None, # What is done against wrong labels: none (cross-entropy), auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss or fixmatch; as measured with --unlabeled none, with rotations otherwise [none]
     unlabeled:str=None, # Rotated images: none (plain training), train, all (train and validation images), each with the data set's own unlabeled ones; batch (the labelled batch itself); rejected (those whose labels the method rejects); or those of a folder alone [train]
     unlabeled_bs:int=None, # Unlabeled images in a step; a quarter of bs if not given
     weight:float=None, # Factor of the rotation loss [1.0]

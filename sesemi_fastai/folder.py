@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['not_options', 'Busy', 'alone', 'saved_args', 'options', 'clear', 'claim', 'is_done', 'was_left', 'was_begun']
 
-# %% ../nbs/35_folder.ipynb #fafc1835
+# %% ../nbs/35_folder.ipynb #33711297
 import json,os,shutil
 from contextlib import contextmanager
 from pathlib import Path
 from filelock import FileLock,Timeout
 from fastai.vision.all import rank_distrib
-from .core import InputError,write_text
+from .core import InputError,make_folder,write_text
 from .checkpoint import checkpoint_files
 from .record import read_record
 from .recipe import config_of,recipe_options,resolved,unlabeled_names
 
-# %% ../nbs/35_folder.ipynb #ba013abb
+# %% ../nbs/35_folder.ipynb #8917e50e
 class Busy(InputError):
     "Another process is at work in the folder"
 
@@ -29,7 +29,7 @@ def alone(
     if not out or rank_distrib():
         yield
         return
-    Path(out).mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     lock = FileLock(Path(out).resolve()/'.lock', is_singleton=True)
     try: lock.acquire(timeout=wait, poll_interval=.5)
     except Timeout: raise Busy(f"another process is training in {out}") from None

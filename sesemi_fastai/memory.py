@@ -14,7 +14,7 @@ from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex
 
-# %% ../nbs/16_memory.ipynb #c63e75e3
+# %% ../nbs/16_memory.ipynb #be8f17d9
 def true_labels(
     dls, # DataLoaders of a builder of this package
     true=None # Class name of each training item; the column `true` of `dls.table` if None
@@ -31,7 +31,7 @@ def true_labels(
 class Memorisation(ItemIndex, TrainingColumns):
     "Show how the training images are predicted: as their given labels, or as their true ones"
     order = 8
-    columns = 'as_given','wrong_as_true','wrong_as_given','changed'
+    columns,_of_wrong = ('as_given','wrong_as_true','wrong_as_given','changed'),('wrong_as_true','wrong_as_given')
     def __init__(self,
         true=None # Class name of each training item; the column `true` of `dls.table` if None
     ): self.true,self.history,self.guesses = true,[],None
@@ -41,6 +41,7 @@ class Memorisation(ItemIndex, TrainingColumns):
         if self.passive: return
         t = true_labels(self.dls, self.true)
         self.true_y = None if t is None else t.to(self.device)
+        self.columns = tuple(o for o in type(self).columns if self.true_y is not None or o not in self._of_wrong)
         self.history,self.counts,self.guesses = [],None,None
         self.show_columns()
 
@@ -65,6 +66,7 @@ class Memorisation(ItemIndex, TrainingColumns):
         if not seen: return
         known = self.true_y is not None and wrong > 0
         row = dict(as_given=given/seen, wrong_as_true=as_true/wrong if known else None, wrong_as_given=as_given/wrong if known else None, changed=self._changed())
+        row = {k:row[k] for k in self.columns}
         self.history.append(row)
         self.fill_columns(row)
         self.counts = None
@@ -95,8 +97,9 @@ class Memorisation(ItemIndex, TrainingColumns):
         if not self.history: raise InputError("there is nothing to plot before the first epoch has ended")
         if ax is None: _,ax = plt.subplots(figsize=(6,3.6))
         df = 100*pd.DataFrame(self.history, index=range(1, len(self.history)+1)).astype(float)
-        names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label', wrong_as_given='wrongly labelled: as their wrong label')
-        df.drop(columns='changed', errors='ignore').dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=['#777777','#4c6a92','#c8553d'], marker='o', ms=3)
+        names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label', wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
+        colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))
+        df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3)
         ax.set(xlabel='epoch', ylabel='training images, %')
         ax.grid(alpha=.3)
         return ax

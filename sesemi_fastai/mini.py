@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['objects', 'Pencil', 'house', 'tree', 'mushroom', 'umbrella', 'sailboat', 'mug', 'rocket', 'snowman', 'ice_cream',
-           'lamp', 'draw_scene', 'make_mini', 'mini_dls']
+           'lamp', 'draw_scene', 'make_mini', 'is_mini', 'mini_dls']
 
 # %% ../nbs/30_mini.ipynb #e44a5742
 import math,shutil,tempfile
@@ -140,7 +140,7 @@ def draw_scene(
     px = (px-128)*rng.uniform(.6,1)+128+rng.uniform(-20,20)+rng.normal(0, rng.uniform(1,10), px.shape)
     return Image.fromarray(px.clip(0,255).astype(np.uint8))
 
-# %% ../nbs/30_mini.ipynb #398c99e9
+# %% ../nbs/30_mini.ipynb #34e2ce39
 _csv,_stamp = 'noisy_mini.csv','mini.txt'
 
 def _write(folder, n_train, n_valid, seed):
@@ -166,8 +166,8 @@ def make_mini(
 ) -> Path: # `path`
     "Draw the data set into `path`, unless it is there already"
     path,stamp = Path(path),f'drawn by sesemi_fastai.mini 1: {n_train} training and {n_valid} validation images, seed {seed}\n'
-    if (path/_stamp).is_file() and (path/_stamp).read_text() == stamp: return path
-    if path.exists() and not (path/_stamp).is_file() and any(path.iterdir()): raise InputError(f"{path} is not empty and not a drawn data set: choose another folder")
+    if is_mini(path) and (path/_stamp).read_text() == stamp: return path
+    if path.exists() and not is_mini(path) and any(path.iterdir()): raise InputError(f"{path} is not empty and not a drawn data set: choose another folder")
     if min(n_train, n_valid) < len(objects): raise InputError(f"at least {len(objects)} images are needed in each split, one of each kind")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as tmp:
@@ -179,6 +179,12 @@ def make_mini(
         new.rename(path)
     return path
 
+def is_mini(
+    path:str|Path # Folder
+) -> bool:
+    "Whether a data set was drawn there"
+    return (Path(path)/_stamp).is_file()
+
 def mini_dls(
     noise:int=50, # Percentage of wrong labels: 0, 1, 5, 25 or 50
     size:int=64, # Side of the square images, pixels
@@ -187,5 +193,5 @@ def mini_dls(
 ) -> DataLoaders:
     "The drawn data set, ready for a Learner"
     path = Path(path or fastai_path('data')/'sesemi_mini')
-    if not (path/_stamp).is_file(): make_mini(path)
+    if not is_mini(path): make_mini(path)
     return table_dls(noisy_table(path, noise), path, size, **{'min_scale':.6, **kwargs})

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['png_src', 'run_pictures', 'write_report']
 
-# %% ../nbs/43_page.ipynb #0c1aad51
+# %% ../nbs/43_page.ipynb #9742f677
 import base64,io
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.xml import to_xml,Html,Head,Body,Title,Meta,Style,H1,H2,P,Img,Figure,Figcaption,Safe
 from .core import write_text
-from .curves import plot_curves
+from .curves import by_noise,plot_curves
 from .labels import plot_suspects,read_labels
 from .predictions import plot_confusion,plot_worst
-from .table import conditions,method_name,published_beside,result_table
+from .recipe import config_of
+from .table import conditions,method_name,noise_name,published_beside,result_table
 
-# %% ../nbs/43_page.ipynb #8f635fe9
+# %% ../nbs/43_page.ipynb #85bfa259
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}figure{margin:1rem 0}img{max-width:100%;height:auto}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
@@ -56,7 +57,7 @@ def run_pictures(
     "Confusion matrix, worst predictions and suspicious training labels of the first run of each kind, where it has left them"
     pictures,seen = {},set()
     for o,folder in zip(records, folders):
-        kind = f"{o['config']['noise']}% wrong labels, {method_name(o)}, {o['config']['opt']}, {o['config']['epochs']} epochs"
+        kind = f"{noise_name(config_of(o))}, {method_name(o)}, {o['config']['opt']}, {o['config']['epochs']} epochs"
         if kind in seen or not (Path(folder)/'predictions.csv').is_file(): continue
         seen.add(kind)
         df = pd.read_csv(Path(folder)/'predictions.csv', dtype=dict(label=str, predicted=str), keep_default_na=False)
@@ -67,17 +68,16 @@ def run_pictures(
 def write_report(
     records, # Finished records
     fname:str|Path, # HTML file
-    title:str='Plain training and SESEMI', # Heading
+    title:str='Training with labels that may be wrong', # Heading
     pictures:dict|None=None # Further matplotlib figures by caption
 ) -> Path: # `fname`
     "One self-contained HTML page with table, curves and pictures"
-    noises = sorted({o['config']['noise'] for o in records}, reverse=True)
-    figs = {f'{n}% wrong labels': plot_curves([o for o in records if o['config']['noise'] == n]) for n in noises}
+    figs = {k:plot_curves(v) for k,v in by_noise(records).items()}
     shown = [Figure(Img(src=png_src(fig), alt=name), Figcaption(name)) for name,fig in {**figs, **(pictures or {})}.items()]
     page = Html(Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title), Style(_style)),
                 Body(H1(title), H2('Accuracy on the validation images'), _html(result_table(records, against=True)),
                      P('Percent at the final epoch, mean ± standard deviation over runs; the best epoch was chosen on the validation images. Differences are seed by seed, '
                        'in points, with Student\'s 95 % interval. Images through the network: labelled and rotated.', cls='note'),
                      P(conditions(records), cls='note'), *_published(records), H2('Curves and pictures'), *shown), lang='en')
-    write_text(fname, '<!doctype html>\n'+to_xml(page))
+    write_text(fname, to_xml(page))
     return Path(fname)

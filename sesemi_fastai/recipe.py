@@ -13,8 +13,8 @@ from .core import InputError,choose
 from .optim import optimizers
 from .precision import chosen_precision
 
-# %% ../nbs/33_recipe.ipynb #81a0ff4f
-_all_options = dict(dataset='nette', path=None, noise=None, size=128, aug='fastai', bad_images='stop',
+# %% ../nbs/33_recipe.ipynb #4074c0f4
+_all_options = dict(dataset='nette', path=None, noise=None, split_seed=0, size=128, aug='fastai', bad_images='stop',
     arch='xresnet50', dropout=0., opt='ranger', lr=None, sched='one_cycle', warmup=0., warmup_lr=0., epochs=5, epoch_unit='labelled', max_steps=None, bs=64,
     smoothing=0., robust='none', unlabeled='train', unlabeled_bs=None, weight=1., weight_end=None, rampup=0., rot_only=0., turns='all', rot_size=None, every=1,
     turned=.5, bn='separate', features=None, seed=0, workers=None, store=None, store_size=None, corrections=None, precision='auto')

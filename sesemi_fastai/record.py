@@ -136,7 +136,7 @@ class Record(StaysHome):
     @property
     def rotated(self): return max(1, num_distrib())*self.learn.sesemi.n_images if hasattr(self.learn, 'sesemi') else 0
 
-# %% ../nbs/34_record.ipynb #81bbd374
+# %% ../nbs/34_record.ipynb #b03c1676
 def read_record(
     out:str|Path # Folder of a run
 ) -> dict: # Empty if there is none
@@ -149,13 +149,14 @@ def find_records(
     out:str|Path # Folder with record.json files at any depth
 ) -> dict: # Finished records by folder
     "The finished records below `out`, sorted by path"
+    if not Path(out).is_dir(): raise InputError(f"there is no folder {out}")
     found = {}
     for f in sorted(Path(out).rglob('record.json')):
         try:
             o = json.loads(f.read_text())
             if o['status'] != 'done': continue
             o['config']['noise'],o['data']['folder'],o['history'][0]['accuracy']
-        except (ValueError,KeyError,TypeError,IndexError) as e: raise InputError(f"{f} is not a record: {e!r}") from None
+        except (ValueError,KeyError,TypeError,IndexError) as e: raise InputError(f"{f} is not a record of a run, or a broken one: remove it or choose another folder") from None
         found[f.parent] = o
     if not found: raise InputError(f"there is no finished record below {out}")
     return found

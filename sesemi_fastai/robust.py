@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TrainingLoss', 'GCE', 'SCE', 'Bootstrap', 'TemporalTargets', 'ELR', 'ForwardCorrection', 'RobustLoss']
 
-# %% ../nbs/11_robust.ipynb #51197188
+# %% ../nbs/11_robust.ipynb #1f4b9916
 import math, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
 from torch import Tensor
-from fastai.vision.all import get_model,num_distrib
+from fastai.vision.all import get_model,num_distrib,risinstance
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import sum_over_ranks
@@ -188,12 +188,14 @@ class ForwardCorrection(TemporalTargets):
         other = ce.new_full((), self.rate/max(1, classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
-# %% ../nbs/11_robust.ipynb #7bb9c371
+# %% ../nbs/11_robust.ipynb #505f386d
 class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
-    ): self.loss_func_of_training,self.of,self.own = loss() if isinstance(loss, type) else loss,None,None
+    ):
+        if not callable(loss): raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
+        self.loss_func_of_training,self.of,self.own = loss() if isinstance(loss, type) else loss,None,None
 
     @property
     def columns(self): return ('wrong_labels',) if hasattr(type(self.loss_func_of_training), 'wrong_labels') else ()
@@ -202,6 +204,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         "What is remembered of other images is of no use"
         self.hide_columns()
         if self.passive: return
+        if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         now = self.dls,get_model(self.learn.model)
         if self.of not in (None,now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = now

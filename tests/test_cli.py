@@ -1,6 +1,7 @@
 "The commands as a user types them"
 import contextlib, inspect, io, json, os, signal, subprocess, sys, time, zipfile
 from pathlib import Path
+import pandas as pd
 from types import SimpleNamespace
 import pytest
 from fastcore.script import anno_parser
@@ -109,9 +110,43 @@ def test_interrupted_run_keeps_its_epochs(mini, tmp_path, sig, status):
     p.send_signal(sig)
     err = p.communicate(timeout=60)[1]
     assert p.returncode == status and 'Traceback' not in err
+    assert sig == signal.SIGKILL or err == f"sesemi-train: interrupted; go on with sesemi-train --resume {tmp_path/'x'}\n"
     record = json.loads(fname.read_text())
     assert record['status'] == ('interrupted' if sig == signal.SIGINT else 'running') and len(record['history']) >= 1
     assert list(fname.parent.glob('.record*')) == [] or sig == signal.SIGKILL
+
+def test_ctrl_c_while_fastai_is_imported(mini):
+    p = subprocess.Popen([sys.executable, '-X', 'importtime', BIN/'sesemi-train', '--path', mini], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    for line in p.stderr:
+        if 'numpy' in line: break # the first modules that the command needs are there
+    p.send_signal(signal.SIGINT)
+    told = [o for o in p.stderr if not o.startswith('import time')]
+    assert p.wait(60) in (-signal.SIGINT,130) and told[-1] == 'sesemi-train: interrupted\n' and not any('Traceback' in o for o in told)
+
+def test_places_that_cannot_be_written_to(mini, tmp_path):
+    (tmp_path/'file').write_text('')
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full/letter.txt').write_text('')
+    for args,says in {('sesemi-train','--path',mini,'--out',tmp_path/'file',*small):'a file is in the way', ('sesemi-demo','--out',tmp_path/'full'):'holds letter.txt',
+                      ('sesemi-demo','--out',tmp_path/'new','--seeds','x'):'--seeds x', ('sesemi-demo','--out',tmp_path/'new','--epochs',0):'epochs=0',
+                      ('sesemi-bench','scale','--out',tmp_path/'full'):'is a folder', ('sesemi-train','--dataset','mini','--path',tmp_path/'full',*small):'sesemi-data mini --out',
+                      ('sesemi-table',tmp_path/'nowhere'):'there is no folder', ('sesemi-data','scan','--path',tmp_path/'full'):'no images'}.items():
+        res = run(*args)
+        assert res.returncode == 2 and says in res.stderr and len(res.stderr.strip().splitlines()) == 1, (args,res.stderr)
+    assert not (tmp_path/'new').exists()
+
+def test_nobody_knows_how_many_own_labels_are_wrong(mini, tmp_path):
+    "No percentage, no columns about wrong labels, and another split if one is asked for"
+    own = ['sesemi-train', '--dataset', 'own', '--path', mini/'train', '--epochs', 1, '--unlabeled', 'none', *small]
+    one,two = (last(run(*own, '--split-seed', o, '--out', tmp_path/f'runs/{o}')) for o in (0,1))
+    assert one['config']['split_seed'] == 0 and two['overrides']['split_seed'] == 1 and 'wrong_as_given' not in one['history'][0] and 'as_given' in one['history'][0]
+    assert not pd.read_csv(tmp_path/'runs/0/predictions.csv').path.equals(pd.read_csv(tmp_path/'runs/1/predictions.csv').path)
+    table = run('sesemi-table', tmp_path/'runs', '--report', tmp_path/'r.html').stdout
+    html = (tmp_path/'r.html').read_text()
+    assert '–' in table and '0%' not in table and 'own labels' in html and '0% wrong' not in html
+    res = run('sesemi-train', '--path', mini, '--split-seed', 1, *small)
+    assert res.returncode == 2 and 'belongs to --dataset own' in res.stderr
 
 def test_compare_trains_only_what_is_missing(mini, tmp_path):
     args = ['sesemi-compare', tmp_path/'c', '--path', mini, '--noise', 5, '--seeds', '0', '--epochs', 1, *small]
@@ -128,6 +163,8 @@ def test_compare_trains_only_what_is_missing(mini, tmp_path):
     assert res.returncode == 0 and 'SESEMI' in res.stdout and '5%' in res.stdout
     assert 'data:image/png' in (tmp_path/'r.html').read_text() and (tmp_path/'p.png').stat().st_size > 1000
     assert run('sesemi-table', tmp_path).returncode == 0
+    res = run('sesemi-table', tmp_path/'c', '--plot', tmp_path/'p.foo')
+    assert res.returncode == 2 and 'p.foo cannot be written' in res.stderr
     res = run('sesemi-table', mini)
     assert res.returncode == 2 and 'no finished record' in res.stderr
 

@@ -184,7 +184,7 @@ def test_mistakes_in_files(tmp_path):
     (tmp_path/'noisy_x.csv').write_text('')
     with pytest.raises(InputError, match='not a CSV file'): noisy_table(tmp_path, 5)
     with pytest.raises(InputError, match='no images below'): own_dls(tmp_path)
-    with pytest.raises(InputError, match='there is no table'): own_dls(tmp_path/'mine.csv')
+    with pytest.raises(InputError, match='no folder or table'): own_dls(tmp_path/'mine.csv')
 
 def test_mistakes_in_arguments(small):
     for kw,words in [(dict(bs=500), 'do not fill one batch of 500'), (dict(bs=0), 'at least one image'), (dict(size=4), 'at least 16 pixels')]:

@@ -14,9 +14,9 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                predictions=['core','distributed','items','phase'],
                experiment=['arch','augment','callback','checkpoint','core','data','distributed','folder','labels','memory','methods','mini','optim','precision','predictions','recipe','record','scan','selection','steps','stream','weights'],
                study=['core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','record','rotation','stream'],
-               scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','table'],
-               page=['core','curves','labels','predictions','table'], loggers=['core'],
-               cli=['bench','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','record','scale','scan','stream','study','table','tree'])
+               scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','recipe','table'],
+               page=['core','curves','labels','predictions','recipe','table'], loggers=['core'],
+               cli=['bench','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe','record','scale','scan','stream','study','table','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"

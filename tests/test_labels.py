@@ -43,7 +43,7 @@ def test_estimate_of_the_training_is_told(trained, mini, tmp_path):
     record['history'][-1]['wrong_labels'] = .25
     (tmp_path/'record.json').write_text(json.dumps(record))
     n = len(read_labels(trained))
-    for where in (tmp_path, tmp_path/'labels.csv'): assert f'the training took about 25% of the labels to be wrong: {n/4:,.0f} of {n}' in run('sesemi-labels', where).stdout
+    for where in (tmp_path, tmp_path/'labels.csv'): assert f'the training took about 25% of the labels to be wrong, {n/4:,.0f} of {n}: a rough estimate' in run('sesemi-labels', where).stdout
     (tmp_path/'record.json').write_text('{')
     assert run('sesemi-labels', tmp_path).returncode == 0
 
@@ -69,6 +69,17 @@ def test_from_list_to_training(trained, mini, tmp_path, action):
         now = again.set_index('path').label
         for o in fixes.itertuples():
             if o.path in now: assert now[o.path] == o.new_label != given[o.path]
+
+def test_so_many_suggestions(trained, tmp_path):
+    res = run('sesemi-labels', trained, '--accept-top', 7, '--corrections', tmp_path/'c.csv')
+    assert res.returncode == 0 and pd.read_csv(tmp_path/'c.csv').path.tolist() == read_labels(trained).path.head(7).tolist()
+    for args in (['--accept-top',7,'--accept',.9], ['--accept-top',-1], ['--accept-top',10**6]):
+        res = run('sesemi-labels', trained, *args)
+        assert res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1, res.stderr
+
+def test_images_that_are_not_listed(trained):
+    n = json.loads((trained/'record.json').read_text())['data']['train_images']-len(read_labels(trained))
+    assert n == 1 and '1 training images were in no batch' in run('sesemi-labels', trained).stdout
 
 @pytest.mark.cell('Suspicious labels', 'decisions that are there stay, and those of an earlier round go on into the next')
 def test_decisions_add_up(trained, mini, tmp_path):

@@ -19,6 +19,7 @@ def report(tmp_path_factory):
     res = run('sesemi-report', folder/'runs', '--path', mini)
     assert res.returncode == 0, res.stderr
     assert res.stdout.split() == [str(folder/'runs/report.html')]
+    assert 'with --path' in run('sesemi-report', folder/'runs', '--page', folder/'bare.html').stdout
     return folder/'runs/report.html'
 
 def test_it_holds_all_its_parts(report):
