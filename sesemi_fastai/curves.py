@@ -13,7 +13,7 @@ from .core import InputError,one_line,place_of_file
 from .recipe import config_of
 from .table import method_name,noise_name,other_settings,records_frame
 
-# %% ../nbs/42_curves.ipynb #c50f46b3
+# %% ../nbs/42_curves.ipynb #9ae869d9
 def by_noise(
     records # Finished records
 ) -> dict: # Records by what is known of their labels, the most wrong ones first
@@ -49,18 +49,19 @@ def plot_curves(
     records, # Finished records of one noise level
     title:str='' # Over the figure
 ): # matplotlib figure
-    "Validation accuracy against labelled passes and against images; rotation accuracy, and wrong labels memorised, where there are any"
+    "Validation accuracy against labelled passes and, where they differ, against images; rotation accuracy, and wrong labels memorised, where there are any"
     if len(by_noise(records)) != 1: raise InputError("curves need records of one noise level: choose it with --noise")
     kinds = _kinds(records)
     style = _style(kinds)
     memorised = {k:[o for o in v if o['history'][0].get('wrong_as_given') is not None] for k,v in kinds.items()}
+    dear = [o['images']/o['labelled_passes'] for o in records]
     turned = {k:[o for o in v if 'rot_acc' in o['history'][0]] for k,v in kinds.items()}
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
-    panels = [(runs,x,y,key,label) for runs,x,y,key,label in ((kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %'), (kinds, 'thousand images through the network', images, 'accuracy', 'validation accuracy, %'),
+    panels = [(runs,x,y,key,label) for runs,x,y,key,label in ((kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %'), (kinds if max(dear) > 1.03*min(dear) else {}, 'thousand images through the network', images, 'accuracy', 'validation accuracy, %'),
               (turned, 'labelled passes', passes, 'rot_acc', 'rotation accuracy (training), %'), (memorised, 'labelled passes', passes, 'wrong_as_given', 'wrong labels predicted in training, %')) if any(runs.values())]
     rows = len(panels)//2 if len(panels) > 3 else 1
-    fig,axs = plt.subplots(rows, len(panels)//rows, figsize=((9.5,6.8) if rows > 1 else (4.4*len(panels),3.8)), layout='constrained')
+    fig,axs = plt.subplots(rows, len(panels)//rows, figsize=((9.5,6.8) if rows > 1 else (4.4*len(panels),3.8)), layout='constrained', squeeze=False)
     for ax,(runs,x,along,key,label) in zip(axs.flat, panels):
         _draw(ax, {k:v for k,v in runs.items() if v}, style, along, lambda h: h[key])
         ax.set(xlabel=x, ylabel=label)
