@@ -121,7 +121,7 @@ def noisy_table(
     if named: df = df.assign(label=_named(df.label), true=_named(df.true))
     return checked_table(df, path)
 
-# %% ../nbs/28_data.ipynb #ae9b8737
+# %% ../nbs/28_data.ipynb #576a26d2
 def table_block(
     path:str|Path, # Folder that the paths of the table are relative to
     size:int=128, # Side of the square images, pixels
@@ -178,8 +178,9 @@ def table_dls(
     dls.unlabeled,dls.table,dls.faults,dls.scanned,dls.store = list(unlabeled),df,faults,scanned,images
     return dls
 
-def _noisy_dls(urls, noise, size, path, **kwargs):
+def _noisy_dls(urls, other, noise, size, path, **kwargs):
     path = untar_data(urls[0] if size <= 160 else urls[1]) if path is None else Path(path)
+    if (path/f'noisy_image{other}.csv').is_file(): raise InputError(f"{path} holds Image{other}: choose noisy_image{other}_dls, or --dataset {other}")
     return table_dls(noisy_table(path, noise), path, size, **kwargs)
 
 def noisy_imagenette_dls(
@@ -189,7 +190,7 @@ def noisy_imagenette_dls(
     **kwargs # For `table_dls`: `bs`, `seed`, `min_scale`, `num_workers`, ...
 ) -> DataLoaders:
     "Noisy Imagenette, ready for a Learner"
-    return _noisy_dls((URLs.IMAGENETTE_160,URLs.IMAGENETTE_320), noise, size, path, **kwargs)
+    return _noisy_dls((URLs.IMAGENETTE_160,URLs.IMAGENETTE_320), 'woof', noise, size, path, **kwargs)
 
 def noisy_imagewoof_dls(
     noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50
@@ -198,7 +199,7 @@ def noisy_imagewoof_dls(
     **kwargs # For `table_dls`
 ) -> DataLoaders:
     "Noisy Imagewoof, ready for a Learner"
-    return _noisy_dls((URLs.IMAGEWOOF_160,URLs.IMAGEWOOF_320), noise, size, path, **kwargs)
+    return _noisy_dls((URLs.IMAGEWOOF_160,URLs.IMAGEWOOF_320), 'nette', noise, size, path, **kwargs)
 
 # %% ../nbs/28_data.ipynb #927fd375
 def _images_below(folder):
