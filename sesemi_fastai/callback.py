@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['sigmoid_rampup', 'HeadInOptimizer', 'SESEMI']
 
-# %% ../nbs/09_callback.ipynb #3d8a9101
+# %% ../nbs/09_callback.ipynb #0623b6a7
 import math
 from contextlib import contextmanager
 from copy import copy,deepcopy
 import torch
 from torch import nn
+from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
-from fastai.vision.all import GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib
+from fastai.vision.all import DataLoader,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
 from .core import InputError
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch
@@ -88,13 +89,13 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/09_callback.ipynb #71fdf6a3
+# %% ../nbs/09_callback.ipynb #5aee46eb
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
     columns = 'rot_loss','rot_acc','rot_weight'
     def __init__(self,
-        unlabeled=None, # None: the labelled training images. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader; or a function of the Learner that gives such images at each epoch's start
+        unlabeled=None, # None: the training images, and those of dls.unlabeled; from fastai `Datasets`. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader; or a function of the Learner that gives such images at each epoch's start
         weight:float=1., # Factor of the rotation loss; or a schedule of fastai's for it, such as SchedCos(1, 0)
         rampup:float=0, # Epochs over which the weight rises from near 0; 0 for none
         bs:int|None=None, # Unlabeled images in a step; a quarter of the labelled batch if None
@@ -120,6 +121,7 @@ class SESEMI(TrainingColumns):
         if not callable(self.weight) and self.weight < 0 or self.rampup < 0: raise InputError("weight and rampup must not be negative")
         if self.bs is not None and self.bs < 1: raise InputError(f"bs={self.bs}: at least one unlabeled image is needed in a step")
         if self.every < 1 or self.rot_only < 0: raise InputError("every must be at least 1, and rot_only must not be negative")
+        if isinstance(self.unlabeled, (DataLoader,TorchDataLoader)) and (self.bs is not None or self.num_workers is not None): raise InputError("bs= and num_workers= are for images; a DataLoader as unlabeled= has its own")
         if not 0 < self.turned < 1: raise InputError(f"turned={self.turned}: give a share between 0 and 1")
         if self.size and (self.bn == 'joint' or self._own_batch): raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
 
@@ -146,7 +148,8 @@ class SESEMI(TrainingColumns):
         if not self._active: return
         if len(self.dls.train) == 0:
             raise InputError(f"the training images do not fill one batch of {self.dls.train.bs}: pass a smaller bs= to the DataLoaders")
-        if self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the {self.n_epoch} epochs of the fit")
+        if self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} epochs; fine_tune makes two fits, the first of freeze_epochs")
+        if len(self.learn.cbs.filter(risinstance(SESEMI))) > 1: raise InputError("the Learner has more than one SESEMI: leave out that of Learner(cbs=) or that of fit(cbs=)")
         self._n_images,self._steps = 0,0
         self.show_columns()
 

@@ -121,7 +121,7 @@ def noisy_table(
     if named: df = df.assign(label=_named(df.label), true=_named(df.true))
     return checked_table(df, path)
 
-# %% ../nbs/28_data.ipynb #576a26d2
+# %% ../nbs/28_data.ipynb #30605afe
 def table_block(
     path:str|Path, # Folder that the paths of the table are relative to
     size:int=128, # Side of the square images, pixels
@@ -129,7 +129,7 @@ def table_block(
     aug:str='fastai', # Augmentation: fastai or sesemi
     store:ImageStore|None=None # Decoded images; files are decoded each time if None
 ) -> DataBlock:
-    "A `DataBlock` over a table with columns `path`, `label` and `is_valid`"
+    "A `DataBlock` over a table with columns `path`, `label` and `is_valid`, for transforms of your own; `dls.table` and `dls.unlabeled` come from `table_dls` only"
     return DataBlock((StoredImageBlock(store) if store else ImageBlock,CategoryBlock), get_x=ColReader('path', pref=Path(path)), get_y=ColReader('label'), splitter=ColSplitter('is_valid'),
                      item_tfms=item_tfms(aug, size, min_scale), batch_tfms=Normalize.from_stats(*imagenet_stats))
 
@@ -144,7 +144,7 @@ def _usable_rows(df, path, unlabeled, bad_images):
 def _check_builder(size, kwargs):
     "Arguments that nobody would look at, or that fail far from here"
     if not isinstance(size, int): raise InputError(f"size={size!r}: give one whole number of pixels, images are square")
-    known = {*signature(DataBlock.dataloaders).parameters, *signature(Datasets.dataloaders).parameters, *signature(TfmdDL).parameters}
+    known = {*signature(DataBlock.dataloaders).parameters, *signature(Datasets.dataloaders).parameters, *signature(TfmdDL).parameters} - {'source','dataset','after_item','before_batch','after_batch'}
     if unknown := [k for k in kwargs if k not in known]:
         raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for other transforms or splits change the DataBlock of table_block")
 
@@ -153,29 +153,29 @@ def table_dls(
     path:str|Path, # Folder that its paths are relative to
     size:int=128, # Side of the square images, pixels
     bs:int=64, # Labelled images in a batch
-    unlabeled=(), # Files of unlabeled images, kept as `dls.unlabeled` for `SESEMI(dls.unlabeled)`
+    unlabeled=(), # Files of unlabeled images, kept as `dls.unlabeled`: `SESEMI()` turns them as well, `SESEMI(dls.unlabeled)` them alone
     seed:int|None=None, # Seed of the order of the labelled images; drawn from Python's `random` if None
     min_scale:float|None=None, # Smallest share of the area that a random crop keeps; that of the augmentation if None
     aug:str='fastai', # Augmentation: fastai or sesemi
     bad_images:str|None=None, # Look for image files that cannot be read, and stop or skip them; None does not look
-    store:str|Path|None=None, # Folder where decoded images are kept from now on; 'auto' for one beside fastai's data; None decodes files each time
+    store:str|Path|None=None, # Folder where decoded images are kept from now on; 'auto' for one beside fastai's data; None decodes files each time. Best with num_workers=0; `dls.store.to(dls.device)` puts the pixels into a GPU's memory
     store_size:int|None=None, # Shorter side that stored images are shrunk to, pixels; None keeps them as they are
     corrections:str|Path|pd.DataFrame|None=None, # What was decided about labels: a CSV file, or a table; see `corrections`
     **kwargs # For `DataBlock.dataloaders`, such as `num_workers`
 ) -> DataLoaders:
     "`DataLoaders` over a table"
     _check_builder(size, kwargs)
-    df = checked_table(df, path, check_links=False)
+    df,unlabeled = checked_table(df, path, check_links=False),list(unlabeled)
     if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False)
-    faults,scanned = None,[*df.path, *(unlabeled := list(unlabeled))] if bad_images else None
-    if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), list(unlabeled), bad_images)
+    faults,scanned = None,[*df.path, *unlabeled] if bad_images else None
+    if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), unlabeled, bad_images)
     if bs < 1: raise InputError(f"bs={bs}: a batch needs at least one image")
     if (n := (~df.is_valid).sum()) < bs: raise InputError(f"{n} training images do not fill one batch of {bs}: pass a smaller bs")
     if store_size and not store: raise InputError("store_size belongs to store: give that as well, a folder or 'auto'")
-    images = ImageStore([Path(path)/o for o in df.path] + list(unlabeled), None if store == 'auto' else store, store_size) if store else None
+    images = ImageStore([Path(path)/o for o in df.path] + unlabeled, None if store == 'auto' else store, store_size) if store else None
     dls = table_block(path, size, min_scale, aug, images).dataloaders(df, bs=bs, path=Path(path), **kwargs)
     if seed is not None: dls.train.rng = random.Random(seed)
-    dls.unlabeled,dls.table,dls.faults,dls.scanned,dls.store = list(unlabeled),df,faults,scanned,images
+    dls.unlabeled,dls.table,dls.faults,dls.scanned,dls.store = unlabeled,df,faults,scanned,images
     return dls
 
 def _noisy_dls(urls, other, noise, size, path, **kwargs):
@@ -184,7 +184,7 @@ def _noisy_dls(urls, other, noise, size, path, **kwargs):
     return table_dls(noisy_table(path, noise), path, size, **kwargs)
 
 def noisy_imagenette_dls(
-    noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50
+    noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50; `mini_dls` and `sesemi-train` take 50 unless told
     size:int=128, # Side of the square images, pixels; 64 to 256 are usual
     path:str|Path|None=None, # A local copy; fetched with `untar_data` if None
     **kwargs # For `table_dls`: `bs`, `seed`, `min_scale`, `num_workers`, ...
@@ -193,7 +193,7 @@ def noisy_imagenette_dls(
     return _noisy_dls((URLs.IMAGENETTE_160,URLs.IMAGENETTE_320), 'woof', noise, size, path, **kwargs)
 
 def noisy_imagewoof_dls(
-    noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50
+    noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50; `mini_dls` and `sesemi-train` take 50 unless told
     size:int=128, # Side of the square images, pixels; 64 to 256 are usual
     path:str|Path|None=None, # A local copy; fetched with `untar_data` if None
     **kwargs # For `table_dls`
@@ -234,7 +234,7 @@ def imagewang_dls(
     files = [f for folder in ('unsup',*L(extra)) for f in _images_below(path/folder)]
     return table_dls(imagewang_table(path), path, size, unlabeled=files, **kwargs)
 
-# %% ../nbs/28_data.ipynb #18515e84
+# %% ../nbs/28_data.ipynb #4d445257
 def _own_split(df, valid_pct, seed):
     if not 0 < valid_pct < 1: raise InputError(f"valid_pct={valid_pct}: give a share between 0 and 1")
     shuffled = df.sample(frac=1, random_state=seed)
@@ -283,13 +283,15 @@ def own_dls(
     source:str|Path|pd.DataFrame, # A folder, a CSV file or a DataFrame
     size:int=128, # Side of the square images, pixels
     path:str|Path|None=None, # What the paths of a table are relative to
-    unlabeled=None, # A folder or a list of files without labels
-    fn_col:str='path', label_col:str='label', valid_col:str='is_valid', # Columns of a table
+    unlabeled=None, # A folder or a list of files without labels; `SESEMI()` turns them beside the training images, `SESEMI(dls.unlabeled)` them alone
+    fn_col:str='path', # Column with the image files
+    label_col:str='label', # Column with the labels
+    valid_col:str='is_valid', # Column with the split; a random split if there is none
     valid_pct:float=.2, # Share of validation images where a split is missing
     split_seed:int=0, # Seed of the random split
     **kwargs # For `table_dls`
 ) -> DataLoaders: # `dls.unlabeled` holds the files of `unlabeled`
-    "Your own images, ready for a Learner; train with `SESEMI(dls.unlabeled)` if some have no label"
+    "Your own images, ready for a Learner"
     df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed)
     if isinstance(unlabeled, (str,Path)): unlabeled = _images_below(Path(unlabeled))
     return table_dls(df, path, size, unlabeled=map(Path, unlabeled or ()), **kwargs)

@@ -16,7 +16,7 @@ import pandas as pd
 from fastai.vision.all import Learner,patch,num_distrib,rank_distrib
 from .core import InputError
 
-# %% ../nbs/03_distributed.ipynb #39717a2e
+# %% ../nbs/03_distributed.ipynb #a2c1b27f
 def own_share(
     items # List or DataFrame
 ): # Those of this process
@@ -25,7 +25,9 @@ def own_share(
     part = slice(rank_distrib(), None, num_distrib())
     return items.iloc[part] if isinstance(items, pd.DataFrame) else items[part]
 
-def plain_dl(dl):
+def plain_dl(
+    dl # DataLoader, wrapped or not
+):
     "The DataLoader that fastai's `DistributedDL` has wrapped, or `dl` itself"
     return dl.dl if type(dl).__name__ == 'DistributedDL' else dl
 

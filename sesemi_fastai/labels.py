@@ -6,7 +6,7 @@
 __all__ = ['suspects', 'cleanlab_scores', 'LabelReport', 'suspect_frame', 'read_labels', 'average_precision', 'self_confidence',
            'cleanlab_of', 'plot_suspects']
 
-# %% ../nbs/18_labels.ipynb #7f73e953
+# %% ../nbs/18_labels.ipynb #0d638361
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from sklearn.metrics import average_precision_score
@@ -14,7 +14,7 @@ from fastai.vision.all import Tensor,get_model
 from .core import InputError
 from .distributed import sum_over_ranks
 from .items import ItemIndex,class_names,item_labels,item_names
-from .predictions import plot_images
+from .predictions import plot_images,with_paths
 
 # %% ../nbs/18_labels.ipynb #ca4668bb
 def suspects(
@@ -39,7 +39,7 @@ def cleanlab_scores(
     p = np.asarray(probs, dtype=float)
     return 1-get_label_quality_scores(np.asarray(given), p/p.sum(1, keepdims=True))
 
-# %% ../nbs/18_labels.ipynb #48a570c7
+# %% ../nbs/18_labels.ipynb #8a4a7274
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
     order = 9
@@ -82,11 +82,11 @@ class LabelReport(ItemIndex):
         if self.total is None: raise InputError("there is no list before the first epoch has ended")
         return self.total/self.epochs.masked_fill(self.epochs == 0, torch.nan)
 
-    def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path`, `label`, `suggested`, `score`, maybe `true`, and the probability of each class as `p:CLASS`
+    def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path` (from `dls.path` on, where the items are image files), `label`, `suggested`, `score`, maybe `true`, and the probability of each class as `p:CLASS`
         "One row a training image that was seen, the most suspicious first"
         return suspect_frame(self.probs().numpy(), self.of[0])
 
-# %% ../nbs/18_labels.ipynb #c1bf25db
+# %% ../nbs/18_labels.ipynb #9049c5b3
 def suspect_frame(
     probs, # Mean predicted probabilities, [N,K]
     dls # DataLoaders whose training set has N items
@@ -95,7 +95,7 @@ def suspect_frame(
     ds,probs = dls.train_ds,np.asarray(probs)
     vocab,given = class_names(dls, probs.shape[1]),item_labels(ds)
     seen = np.flatnonzero(~np.isnan(probs).any(1))
-    names = {k:[v[i] for i in seen] for k,v in item_names(ds).items()}
+    names = {k:[v[i] for i in seen] for k,v in item_names(ds, getattr(dls, 'path', None)).items()}
     s = suspects(probs[seen], given[seen])
     df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested], score=s.score.round(6)))
     df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
@@ -144,7 +144,7 @@ def cleanlab_of(
     "The scores of `cleanlab_scores` for the probabilities in a list"
     return cleanlab_scores(*_probs_of(df))
 
-# %% ../nbs/18_labels.ipynb #9b241987
+# %% ../nbs/18_labels.ipynb #9450c8c2
 def plot_suspects(
     df:pd.DataFrame, # From `LabelReport.frame`, with a column `path`
     path:str|Path, # Data folder
@@ -152,6 +152,6 @@ def plot_suspects(
     title:str='' # Over the figure
 ): # matplotlib figure
     "The training images with the most suspicious labels; the suggestion below, and in green what is truly wrong where that is known"
-    top = df.head(n)
+    top = with_paths(df).head(n)
     colors = ['seagreen' if o.true != o.label else 'crimson' for o in top.itertuples()] if 'true' in top else None
     return plot_images([Path(path)/o for o in top.path], [f'{o.label}\n{o.suggested}? {100*o.score:.0f}' for o in top.itertuples()], colors, title)

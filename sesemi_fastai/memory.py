@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['true_labels', 'Memorisation']
 
-# %% ../nbs/16_memory.ipynb #a6dae209
+# %% ../nbs/16_memory.ipynb #0204af3a
 import pandas as pd, torch
 import matplotlib.pyplot as plt
-from fastai.vision.all import Tensor
+from fastai.vision.all import Tensor,get_model
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
-from .items import ItemIndex
+from .items import ItemIndex,item_names
 
-# %% ../nbs/16_memory.ipynb #be8f17d9
+# %% ../nbs/16_memory.ipynb #be66da3a
 def true_labels(
-    dls, # DataLoaders of a builder of this package
-    true=None # Class name of each training item; the column `true` of `dls.table` if None
+    dls, # DataLoaders
+    true=None # Class name of each training item; a column `true` of the items if None
 ) -> Tensor|None: # Class number of each training item, [N]; None if they are not known
     "The true labels of the training items"
     if true is None:
-        table = getattr(dls, 'table', None)
-        if table is None or 'true' not in table: return None
-        true = table.true[~table.is_valid]
+        true = item_names(dls.train_ds).get('true')
+        if true is None: return None
     if len(true) != len(dls.train_ds): raise InputError(f"{len(true)} true labels for {len(dls.train_ds)} training images")
     numbers = {c:i for i,c in enumerate(dls.vocab)}
     return torch.tensor([numbers.get(o, -1) for o in true])
@@ -33,8 +32,8 @@ class Memorisation(ItemIndex, TrainingColumns):
     order = 8
     columns,_of_wrong = ('as_given','wrong_as_true','wrong_as_given','changed'),('wrong_as_true','wrong_as_given')
     def __init__(self,
-        true=None # Class name of each training item; the column `true` of `dls.table` if None
-    ): self.true,self.history,self.guesses = true,[],None
+        true=None # Class name of each training item; a column `true` of the items if None
+    ): self.true,self.history,self.guesses,self.of = true,[],None,None
 
     def before_fit(self):
         self.hide_columns()
@@ -42,7 +41,9 @@ class Memorisation(ItemIndex, TrainingColumns):
         t = true_labels(self.dls, self.true)
         self.true_y = None if t is None else t.to(self.device)
         self.columns = tuple(o for o in type(self).columns if self.true_y is not None or o not in self._of_wrong)
-        self.history,self.counts,self.guesses = [],None,None
+        now = self.dls,get_model(self.learn.model)
+        if self.of != now: self.history,self.guesses,self.of = [],None,now
+        self.counts = None
         self.show_columns()
 
     def before_epoch(self):

@@ -51,17 +51,17 @@ def smaller(
     if size > x.shape[-1]: raise InputError(f"size={size}: the rotated images have {x.shape[-1]} pixels, and can be shrunk only")
     return F.interpolate(x, (size,size), mode='bilinear', antialias=True)
 
-# %% ../nbs/01_rotation.ipynb #3117e7c0
+# %% ../nbs/01_rotation.ipynb #f09c2e1e
 def rotation_loss(
-    pred:Tensor, # Rotation logits, [4B,4]
-    turns:Tensor # Quarter turns, [4B], int64
+    pred:Tensor, # Rotation logits, [N,4]; N is 4B with all four turns of B images
+    turns:Tensor # Quarter turns, [N], int64
 ) -> Tensor: # Scalar, nats
     "Cross-entropy of the four-way rotation task"
     return F.cross_entropy(pred.float(), turns)
 
 def rotation_accuracy(
-    pred:Tensor, # Rotation logits, [4B,4]
-    turns:Tensor # Quarter turns, [4B], int64
+    pred:Tensor, # Rotation logits, [N,4]; N is 4B with all four turns of B images
+    turns:Tensor # Quarter turns, [N], int64
 ) -> Tensor: # Scalar, 0 to 1
     "Share of rotations guessed right; chance is 0.25"
     return (pred.argmax(-1) == turns).float().mean()

@@ -48,10 +48,10 @@ def image_fault(
     except Image.UnidentifiedImageError: return 'bad',"no image"
     except Exception as e: return 'bad',f"{type(e).__name__}: {e}"
 
-# %% ../nbs/24_scan.ipynb #25ce9ab3
+# %% ../nbs/24_scan.ipynb #66c00218
 def scan_images(
     files, # Image files
-    n_workers:int|None=None # Threads; one a core if None
+    n_workers:int|None=None # Threads; one a core, at most eight, if None
 ) -> pd.DataFrame: # Columns `path`, `kind`, `reason`, one row a fault
     "The faults of `files`, with a progress bar"
     files = list(dict.fromkeys(map(Path, files)))

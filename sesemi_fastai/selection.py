@@ -74,8 +74,10 @@ class SmallLoss(TrainingLoss):
         "Go on from `state`"
         self.losses = state['losses']
 
-# %% ../nbs/12_selection.ipynb #551fe879
-def chosen_labels(learn) -> SmallLoss:
+# %% ../nbs/12_selection.ipynb #3b7b8592
+def chosen_labels(
+    learn # Learner
+) -> SmallLoss:
     "The `SmallLoss` of a Learner"
     cb = first(o for o in learn.cbs if isinstance(getattr(o, 'loss_func_of_training', None), SmallLoss))
     if cb is None: raise InputError("no images are rejected without RobustLoss(SmallLoss()) among the callbacks")

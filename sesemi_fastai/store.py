@@ -118,7 +118,7 @@ def _opened_or_built(files, folder, size, n_workers, key):
         if isinstance(e, InputError): raise
         raise InputError(f"the decoded images cannot be kept in {folder}: {one_line(e)}; choose another folder, or a smaller size") from e
 
-# %% ../nbs/04_store.ipynb #da75f5ff
+# %% ../nbs/04_store.ipynb #5561d531
 def store_folder() -> Path:
     "Where stores are kept if no folder is given: beside fastai's data"
     return fastai_path('data')/'sesemi_stores'
@@ -136,7 +136,7 @@ class ImageStore:
         files, # Image files; a file that is listed twice is stored once
         folder:str|Path|None=None, # Folder of the store; one below `store_folder()`, named by content, if None
         size:int|None=None, # Shorter side that larger images are shrunk to, pixels; None keeps them as they are
-        n_workers:int|None=None # Threads that decode; one a core if None
+        n_workers:int|None=None # Threads that decode; one a core, at most eight, if None
     ):
         if size is not None and size < 8: raise InputError(f"size={size}: stored images need a shorter side of at least 8 pixels")
         files = list(dict.fromkeys(os.path.abspath(f) for f in files))

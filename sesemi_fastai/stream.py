@@ -35,14 +35,22 @@ class OwnRandom:
             self.states = get_random_states()
             set_random_states(**outer)
 
-# %% ../nbs/06_stream.ipynb #f2808711
-def is_transductive(source) -> bool:
+# %% ../nbs/06_stream.ipynb #daf0ec55
+def is_transductive(
+    source # As for `unlabeled_items`
+) -> bool:
     "Whether `source` asks for the validation images"
     return isinstance(source, str) and source == 'valid'
 
 def _joined(a, b):
     "Items of both datasets"
     return pd.concat([a,b]) if isinstance(a, pd.DataFrame) else list(a)+list(b)
+
+def _with_unlabeled(dls, items):
+    "`items`, and the files without labels that a builder has kept"
+    files = list(getattr(dls, 'unlabeled', ()))
+    if not files: return items
+    return ([Path(dls.path)/o for o in items.path] if isinstance(items, pd.DataFrame) else list(items)) + files
 
 def _from_folder(folder):
     folder = Path(folder)
@@ -63,13 +71,13 @@ def unlabeled_items(
     source=None # None, 'valid', a folder, a list of paths or a DataFrame
 ): # Items for the input pipeline of `dls.train_ds`
     "The items that `source` means"
-    if source is None: return dls.train_ds.items
-    if is_transductive(source): return _joined(dls.train_ds.items, dls.valid_ds.items)
+    if source is None: return _with_unlabeled(dls, dls.train_ds.items)
+    if is_transductive(source): return _with_unlabeled(dls, _joined(dls.train_ds.items, dls.valid_ds.items))
     if isinstance(source, pd.DataFrame): items = _from_frame(source, dls)
     elif isinstance(source, (str,Path)): items = _from_folder(source)
     elif is_listy(source) or isinstance(source, (pd.Series,np.ndarray)): items = list(source)
     else: raise InputError(f"unlabeled= takes None, 'valid', a folder, a list of paths, a DataFrame or a DataLoader, not {type(source).__name__}")
-    if not len(items): raise InputError("unlabeled= has no images")
+    if not len(items): raise InputError("unlabeled= has no images: dls.unlabeled has some where own_dls or imagewang_dls were given them; None takes the training images")
     return items
 
 # %% ../nbs/06_stream.ipynb #59c2609e

@@ -288,6 +288,16 @@ def test_interruption_before_training(make_learn, event):
     assert learn.recorder.metric_names.count('rot_loss') <= 1 and len(fit(learn).recorder.values[0]) == 6
     assert traces(learn) == CLEAN
 
+# -- what cannot be meant
+def test_one_sesemi_in_a_fit(make_learn):
+    learn = make_learn(cbs=SESEMI())
+    with pytest.raises(InputError, match='more than one SESEMI'): fit(learn, cbs=SESEMI())
+    fit(learn)
+
+def test_settings_of_images_with_a_loader(make_dls):
+    for kw in (dict(bs=4), dict(num_workers=0)):
+        with pytest.raises(InputError, match='a DataLoader as unlabeled= has its own'): SESEMI(make_dls().train, **kw)
+
 # -- again and again
 @pytest.mark.cell('Schedules and fits', 'several fits in a row; removed, added again, replaced')
 def test_remove_add_and_replace(make_learn):

@@ -8,6 +8,7 @@ from sesemi_fastai.data import (imagewang_dls, imagewang_table, noisy_imagenette
                                 own_table, show_noisy_batch)
 from sesemi_fastai.mini import make_mini, objects
 from sesemi_fastai.noise import add_label_noise
+from sesemi_fastai.stream import unlabeled_dl, unlabeled_items
 from sesemi_fastai.tree import linkers, write_noisy_tree
 
 real = Path(os.environ.get('IMAGENETTE', 'no such folder'))
@@ -207,3 +208,14 @@ def test_tree_survives_a_kill_and_refuses_strangers(small, table, tmp_path, monk
     bad.mkdir()
     table.loc[[5,105],'noisy_labels_5'] = '../up'
     with pytest.raises(InputError, match='no folder name'): write_noisy_tree(with_table(small, bad, table), 5, tmp_path/'o')
+
+@pytest.mark.cell('Learner', 'unlabeled images of a builder are turned beside the training images, or alone; also where they come out of a store')
+@pytest.mark.parametrize('kw', [dict(), dict(store='st')])
+def test_unlabeled_images_of_a_builder(small, tmp_path, kw):
+    dls = own_dls(small/'train', size=32, bs=8, num_workers=0, unlabeled=small/'val', **{k:tmp_path/v for k,v in kw.items()})
+    of_training,more = ({str(small/'train'/o) for o in dls.table.path[~dls.table.is_valid]},{str(o) for o in dls.unlabeled})
+    assert {str(o) for o in unlabeled_items(dls)} == of_training | more and {str(o) for o in unlabeled_items(dls, dls.unlabeled)} == more
+    assert len(unlabeled_items(dls, 'valid')) == len(dls.table)+len(more)
+    for source,n in ((None,len(of_training)+len(more)), (dls.unlabeled,len(more))):
+        dl = unlabeled_dl(dls, source, bs=4)
+        assert len(dl.dataset) == n and dl.one_batch()[0].shape == (4,3,32,32)

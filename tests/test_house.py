@@ -42,9 +42,8 @@ def test_notebooks_are_small():
 def test_links_between_pages_lead_somewhere():
     for page in [*notebooks(), *root.glob('*.md')]:
         text = page.read_text()
-        where = root if page.name == 'index.ipynb' else page.parent
-        for link in re.findall(r'\]\(([^()#:\s]+\.(?:ipynb|toml|md|csv))\)', text): assert (where/link).exists(), f'{page.name}: {link}'
-        for link in re.findall(r'\]\(([a-z_]+)\.html\)', text): assert link in allowed, f'{page.name}: {link}.html'
+        for link in re.findall(r'\]\(([^()#:\s]+\.(?:ipynb|toml|md|csv))\)', text): assert (page.parent/link).exists(), f'{page.name}: {link}'
+        assert not re.findall(r'\]\((?!http)[a-z_/]+\.html\)', text), f'{page.name}: a link to .html leads nowhere where notebooks are read'
 
 def test_public_functions_are_documented():
     "A docstring of one line on each public function and class, and a comment beside each parameter"
@@ -59,8 +58,26 @@ def test_public_functions_are_documented():
             if name == 'mini' and o.__name__ in mod.objects: continue
             assert doc and '\n' not in doc, f'{name}.{o.__name__}'
             if isfunction(o):
-                missing = [k for k,v in docments(o, returns=False).items() if not v and k not in ('self','fn_col','label_col','kwargs','config','memo')]
+                missing = [k for k,v in docments(o, returns=False).items() if not v and k not in ('self','kwargs','config','memo')]
                 assert len(signature(o).parameters) < 2 or not missing, f'{name}.{o.__name__}: {missing}'
+
+def test_names_of_the_readme_are_there():
+    "What a Python block of README uses comes with the two star imports, or is made there"
+    import ast, builtins
+    names = set(dir(builtins)) | {'learn','dls','path','cbs'}
+    space = {}
+    exec('from fastai.vision.all import *\nfrom sesemi_fastai.all import *', space)
+    for block in re.findall(r'```python\n(.*?)```', (root/'README.md').read_text(), re.S):
+        tree = ast.parse(block)
+        made = {o.id for o in ast.walk(tree) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
+        used = {o.id for o in ast.walk(tree) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load)}
+        assert not (lost := used-made-names-set(space)), lost
+
+def test_no_test_hides_another():
+    import ast
+    for f in (root/'tests').glob('*.py'):
+        found = [o.name for o in ast.parse(f.read_text()).body if isinstance(o, (ast.FunctionDef,ast.ClassDef))]
+        assert len(found) == len(set(found)), (f.name, [o for o in found if found.count(o) > 1])
 
 def records(): return sorted((root/'nbs/experiments/results').rglob('record.json'))
 

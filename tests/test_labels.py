@@ -2,9 +2,11 @@
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai.core import InputError
 from sesemi_fastai.data import noisy_table
-from sesemi_fastai.labels import average_precision, cleanlab_of, read_labels, self_confidence
+from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, read_labels, self_confidence
+from sesemi_fastai.predictions import Predictions
 from test_cli import last, run, small
 from test_resume import mini
 
@@ -200,3 +202,18 @@ def test_cleaner_in_jupyterlab(lab, trained, mini, tmp_path):
         browser.close()
     fixes = pd.read_csv(work/'corrections.csv', dtype=str, keep_default_na=False)
     assert fixes[['path','action','new_label']].values.tolist() == [[df.path[0],'drop',''],[df.path[1],'relabel',df.suggested[1]],[df.path[4],'drop','']]
+
+@pytest.mark.cell('Suspicious labels', "DataLoaders of fastai's own: from_df, from_lists, from_folder, a DataBlock over dicts; paths from the data folder on")
+@pytest.mark.parametrize('kind', ['df','lists','folder','dicts'])
+def test_names_in_loaders_of_fastai(mini, kind):
+    t = table_of(mini)
+    kw = dict(item_tfms=Resize(32), bs=16, num_workers=0)
+    if kind == 'df': dls = ImageDataLoaders.from_df(t.rename(columns={'path':'file'}), mini, fn_col='file', label_col='label', valid_col='is_valid', **kw)
+    if kind == 'lists': dls = ImageDataLoaders.from_lists(mini, [mini/o for o in t.path], list(t.label), **kw)
+    if kind == 'folder': dls = ImageDataLoaders.from_folder(mini, valid='val', **kw)
+    if kind == 'dicts': dls = DataBlock((ImageBlock,CategoryBlock), get_x=lambda o: o['f'], get_y=lambda o: o['l']).dataloaders([dict(f=mini/p, l=l) for p,l in zip(t.path, t.label)], path=mini, **kw)
+    learn = Learner(dls, xresnet18(n_out=dls.c), metrics=accuracy, cbs=[LabelReport(),Predictions()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    for df in (learn.label_report.frame(), learn.predictions.frame()):
+        assert len(df) and set(df.path) <= set(t.path)
+        if kind != 'folder': assert (df.label == df.path.map(t.set_index('path').label)).all()

@@ -69,7 +69,7 @@ def test_cross_entropy_as_a_robust_loss_is_plain_training(make_learn):
     for p,q in zip(a.model.parameters(), b.model.parameters()): torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
 
 @pytest.mark.cell('Robust losses', 'lr_find sees the plain loss and leaves the targets alone; validation before any fit')
-def test_lr_find(make_learn):
+def test_lr_find_leaves_targets_alone(make_learn):
     make_learn(cbs=RobustLoss(ELR())).validate()
     found = []
     for cbs in (None, RobustLoss(ELR())):
