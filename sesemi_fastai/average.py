@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['EMA']
 
-# %% ../nbs/14_average.ipynb #67eb321b
+# %% ../nbs/14_average.ipynb #76613915
 import torch
 from contextlib import contextmanager
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from fastai.vision.all import get_model
+from fastai.vision.all import Lookahead,get_model
 from .core import InputError
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/14_average.ipynb #65839e85
+# %% ../nbs/14_average.ipynb #f28b0e12
 class EMA(StaysHome):
     "Evaluate and keep the exponential moving average of the weights"
     order,run_valid = -15,False
@@ -51,7 +51,9 @@ class EMA(StaysHome):
         with torch.no_grad(): get_ema_multi_avg_fn(min(d, (1+self.steps)/(10+self.steps)))(self.average, self._now, self.steps)
 
     def after_fit(self):
-        if not self.passive: self.average,self.own = None,None
+        if self.passive: return
+        self.average,self.own = None,None
+        if isinstance(self.opt, Lookahead): self.opt.slow_weights = None # those of the network's own weights
 
     def state_dict(self) -> dict:
         "The average, the network's own weights, and the steps so far"

@@ -6,14 +6,13 @@
 __all__ = ['BareStep', 'PublishedLoop', 'Stopwatch', 'LearnerSteps', 'OwnCost', 'InputAlone', 'contenders', 'take_turns',
            'speed_ratios', 'speed_table', 'import_seconds', 'speed_record']
 
-# %% ../nbs/39_bench.ipynb #3bacb6f2
+# %% ../nbs/39_bench.ipynb #d585888f
 import random,subprocess,sys,time
-from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import Callback,CancelFitException,Learner,CrossEntropyLossFlat,OptimWrapper,defaults,default_device,no_random
+from fastai.vision.all import Callback,CancelFitException,Learner,CrossEntropyLossFlat,OptimWrapper,default_device
 from .core import InputError,progress
 from .arch import make_model
 from .callback import SESEMI

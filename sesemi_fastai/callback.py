@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['sigmoid_rampup', 'HeadInOptimizer', 'SESEMI']
 
-# %% ../nbs/09_callback.ipynb #0623b6a7
+# %% ../nbs/09_callback.ipynb #04839e74
 import math
 from contextlib import contextmanager
-from copy import copy,deepcopy
 import torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
@@ -89,7 +88,7 @@ class HeadInOptimizer:
         slow = self.opt.slow_weights if isinstance(self.opt, Lookahead) else None
         return slow if slow is None else slow[-1]
 
-# %% ../nbs/09_callback.ipynb #5aee46eb
+# %% ../nbs/09_callback.ipynb #242b091e
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -143,7 +142,7 @@ class SESEMI(TrainingColumns):
     # -- what the fit sees
     def before_fit(self):
         self.hide_columns() # another callback's `before_fit` may have ended an earlier fit
-        if self._evaluating: return
+        if self.evaluating: return
         self._fitting = not hasattr(self.learn, 'lr_finder')
         if not self._active: return
         if len(self.dls.train) == 0:
@@ -164,18 +163,13 @@ class SESEMI(TrainingColumns):
         self._seen = None
 
     def after_fit(self):
-        if self._evaluating: return
+        if self.evaluating: return
         if self._fitting and self._stream: self._stream.close()
         self.hide_columns()
         self._fitting = False
 
     @property
-    def _evaluating(self):
-        "`validate` and `get_preds` fire these events too, maybe from another callback in the middle of a fit; they hold the Learner's lock"
-        return self.learn.lock.locked()
-
-    @property
-    def _active(self): return self._fitting and (callable(self.weight) or self.weight > 0) and not self._evaluating
+    def _active(self): return self._fitting and (callable(self.weight) or self.weight > 0) and not self.evaluating
 
     def epoch_means(self) -> list[float]: # Rotation loss in nats, rotation accuracy 0 to 1, weight
         "Means over the steps of the epoch so far, on all processes"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['write_checkpoint', 'read_checkpoint', 'checkpoint_files', 'latest_checkpoint', 'Checkpoint', 'FiniteLoss']
 
-# %% ../nbs/21_checkpoint.ipynb #7203b318
-import os,re,sys,zipfile
+# %% ../nbs/21_checkpoint.ipynb #84c6e730
+import re,sys,zipfile
 from pathlib import Path
 import numpy as np, torch
 from fastai.vision.all import (L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,

@@ -18,9 +18,9 @@ def _told_briefly(kind, e, trace):
 if Path(sys.argv[0]).name.startswith('sesemi-'): sys.excepthook = _told_briefly
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
-# %% ../nbs/45_cli.ipynb #c75e1bfe
+# %% ../nbs/45_cli.ipynb #121eb9cc
 import json
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from fastcore.meta import delegates
 from fastcore.script import call_parse
@@ -30,7 +30,7 @@ from .core import InputError,RunStopped,image_files,make_folder,one_line,place_o
 from .bench import speed_record,speed_table
 from .data import noisy_table,read_table,show_noisy_batch
 from .corrections import accepted,merged
-from .labels import average_precision,cleanlab_of,read_labels,self_confidence
+from .labels import average_precision,cleanlab_of,read_labels,self_confidence,truly_wrong
 from .experiment import check_options,make_dls,train_run,resume_run
 from .folder import is_done
 from .cluster import run_on_ray
@@ -46,7 +46,7 @@ from .scan import scan_images
 from .stream import show_rotated_batch
 from .tree import write_noisy_tree
 
-# %% ../nbs/45_cli.ipynb #4d197c2f
+# %% ../nbs/45_cli.ipynb #9540c6ec
 _again = 'the same command goes on where this one stopped'
 
 @contextmanager
@@ -57,6 +57,7 @@ def _one_line_errors(
     try: yield
     except (InputError,OSError) as e: _leave(one_line(e), 2)
     except RunStopped as e: _leave(one_line(e), 1)
+    except torch.OutOfMemoryError: _leave('the device has too little memory for this run: choose a smaller --bs or --size', 1)
     except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
 
 def _leave(msg, status):
@@ -208,11 +209,11 @@ def sesemi_bench(
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
-# %% ../nbs/45_cli.ipynb #6b37b847
+# %% ../nbs/45_cli.ipynb #323ed817
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
     ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
-    wrong = (df.label != df.true).mean()
+    wrong = truly_wrong(df).mean()
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: " + ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
 
 def _told_estimate(folder, df):
@@ -232,7 +233,7 @@ def _write_corrections(taken, fname, df):
     if old is not None and not {'path','action'} <= set(old): raise InputError(f"{fname} is there and holds no corrections: choose another file")
     res = taken if old is None else merged(taken, old)
     write_text(fname, res.to_csv(index=False))
-    if 'true' in df and len(taken): print(f"{100*(df.label != df.true)[:len(taken)].mean():.1f}% of the accepted labels are truly wrong")
+    if len(wrong := truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()): print(f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong")
     before = '' if old is None else f", beside {len(old)} decisions that were there and stay"
     print(f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {fname}")
 
@@ -260,7 +261,7 @@ def sesemi_labels(
         print(shown.head(n).to_string(index=False))
         for told in (_told_missing(folder, df),_told_estimate(folder, df)):
             if told: print(told)
-        if 'true' in df and (df.label != df.true).any(): print(_told_precision(df, scores))
+        if truly_wrong(df).any(): print(_told_precision(df, scores))
         if taken is None: return
         _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df)
 

@@ -9,7 +9,7 @@ __all__ = ['TrainingColumns']
 from fastai.vision.all import L,ValueMetric,noop
 from .phase import StaysHome
 
-# %% ../nbs/08_columns.ipynb #bf87f6da
+# %% ../nbs/08_columns.ipynb #50a005b1
 def _bare(name): return name.removeprefix('train_').removeprefix('valid_')
 
 class TrainingColumns(StaysHome):
@@ -24,7 +24,7 @@ class TrainingColumns(StaysHome):
         self.__dict__['_learn'] = learn
 
     def __call__(self, event_name):
-        evaluates = self.learn.lock.locked()
+        evaluates = event_name in ('before_fit','after_fit') and self.evaluating
         if evaluates and event_name == 'before_fit': # maybe from another callback's `before_fit`, before the recorder has read the names
             self._announced = self.learn.metrics.filter(self._is_ours)
             self.hide_columns()
@@ -35,7 +35,7 @@ class TrainingColumns(StaysHome):
 
     def show_columns(self):
         "Announce the columns, in `before_fit`; not while the Learner evaluates, which fires that event, too"
-        if not self.learn.lock.locked(): self.learn.metrics = self.learn.metrics + L(ValueMetric(noop, nm) for nm in self.columns)
+        if not self.evaluating: self.learn.metrics = self.learn.metrics + L(ValueMetric(noop, nm) for nm in self.columns)
 
     def hide_columns(self):
         "The recorder has read the names; the values come from `fill_columns`"
@@ -45,7 +45,7 @@ class TrainingColumns(StaysHome):
         values:dict # Figures by name
     ):
         "Put the values at the places of their names, in `after_epoch`; a `valid_` column stays empty"
-        if self.learn.lock.locked() or not hasattr(self.learn, 'recorder'): return
+        if self.evaluating or not hasattr(self.learn, 'recorder'): return
         rec = self.recorder
         names = rec.metric_names[:-1] if rec.add_time else rec.metric_names
         ours = {nm for cb in self.learn.cbs if isinstance(cb, TrainingColumns) for nm in cb.columns}

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['by_noise', 'plot_curves', 'save_figure']
 
-# %% ../nbs/42_curves.ipynb #a4bec88d
+# %% ../nbs/42_curves.ipynb #350988a7
 from pathlib import Path
 import pandas as pd
 import matplotlib.pyplot as plt
 from .core import InputError,one_line,place_of_file
 from .recipe import config_of
-from .table import method_name,noise_name,other_settings,records_frame
+from .table import distinct,method_name,noise_name,other_settings,records_frame
 
-# %% ../nbs/42_curves.ipynb #9ae869d9
+# %% ../nbs/42_curves.ipynb #1c3687e6
 def by_noise(
     records # Finished records
 ) -> dict: # Records by what is known of their labels, the most wrong ones first
@@ -24,10 +24,10 @@ def by_noise(
 
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
-    df,kinds = records_frame(records),{}
+    df,kinds = distinct(records_frame(records)),{}
     other = other_settings(df)
     if 'opt' in other and df.groupby('opt').lr.nunique().max() == 1: other.pop('lr', None)
-    for i,o in enumerate(records):
+    for i,o in enumerate(records[j] for j in df.index):
         said = [v if k in ('opt','unlabeled') else f'{k} {v}' for k,v in ((k,v.iloc[i]) for k,v in other.items())]
         kinds.setdefault(', '.join([method_name(o),*said,f"{len(o['history'])} epochs"]), []).append(o)
     return kinds

@@ -121,7 +121,7 @@ def noisy_table(
     if named: df = df.assign(label=_named(df.label), true=_named(df.true))
     return checked_table(df, path)
 
-# %% ../nbs/28_data.ipynb #30605afe
+# %% ../nbs/28_data.ipynb #e4c05870
 def table_block(
     path:str|Path, # Folder that the paths of the table are relative to
     size:int=128, # Side of the square images, pixels
@@ -148,6 +148,13 @@ def _check_builder(size, kwargs):
     if unknown := [k for k in kwargs if k not in known]:
         raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for other transforms or splits change the DataBlock of table_block")
 
+def _to_store(whole, df, path):
+    "The files of the table as it was before corrections, so that the store is the same with them; without those that were left out because they cannot be read"
+    used = set(df.path)
+    files = [path/o for o in whole.path if o not in used]
+    bad = usable(scan_images(files), 'skip', tell=False)[0] if files else set()
+    return [path/o for o in whole.path if o in used or str(path/o) not in bad]
+
 def table_dls(
     df:pd.DataFrame, # Columns `path`, `label`, `is_valid`, maybe `true`
     path:str|Path, # Folder that its paths are relative to
@@ -166,13 +173,14 @@ def table_dls(
     "`DataLoaders` over a table"
     _check_builder(size, kwargs)
     df,unlabeled = checked_table(df, path, check_links=False),list(unlabeled)
+    whole = df
     if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False)
     faults,scanned = None,[*df.path, *unlabeled] if bad_images else None
     if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), unlabeled, bad_images)
     if bs < 1: raise InputError(f"bs={bs}: a batch needs at least one image")
     if (n := (~df.is_valid).sum()) < bs: raise InputError(f"{n} training images do not fill one batch of {bs}: pass a smaller bs")
     if store_size and not store: raise InputError("store_size belongs to store: give that as well, a folder or 'auto'")
-    images = ImageStore([Path(path)/o for o in df.path] + unlabeled, None if store == 'auto' else store, store_size) if store else None
+    images = ImageStore(_to_store(whole, df, Path(path)) + unlabeled, None if store == 'auto' else store, store_size) if store else None
     dls = table_block(path, size, min_scale, aug, images).dataloaders(df, bs=bs, path=Path(path), **kwargs)
     if seed is not None: dls.train.rng = random.Random(seed)
     dls.unlabeled,dls.table,dls.faults,dls.scanned,dls.store = unlabeled,df,faults,scanned,images

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['datasets', 'make_dls', 'unlabeled_files', 'new_record', 'check_types', 'check_options', 'train_run', 'resume_run']
 
-# %% ../nbs/36_experiment.ipynb #56eaa9bc
+# %% ../nbs/36_experiment.ipynb #e89926ea
 import hashlib,inspect,os
 from contextlib import contextmanager,suppress
 from copy import deepcopy
@@ -15,23 +15,24 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.xtras import ContextManagers
-from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,no_random,num_distrib,rank_distrib,set_seed
+from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,default_device,no_random,num_distrib,rank_distrib,set_seed
 from .core import InputError,RunStopped,choose,one_line,write_text
 from .arch import known_arch,make_model
 from .augment import augmentations
 from .callback import SESEMI
 from .checkpoint import Checkpoint,FiniteLoss
-from .data import noise_levels,noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls,own_dls
+from .corrections import merged
+from .data import noise_levels,read_table,noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls,own_dls
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,options,saved_args
-from .labels import LabelReport,average_precision,self_confidence
+from .folder import alone,claim,clear,finished,need_args,options,saved_args
+from .labels import LabelReport,average_precision,self_confidence,truly_wrong
 from .memory import Memorisation
 from .methods import method_title,methods,rejecting,robust_cbs
 from .mini import is_mini,mini_dls
 from .optim import exportable,optimizers,schedules
-from .precision import meets_one_pixel
+from .precision import chosen_precision,meets_one_pixel
 from .predictions import Predictions
-from .recipe import noisy_datasets,overrides,recipes,resolved
+from .recipe import noisy_datasets,overrides,resolved
 from .record import Record,device_info,git_commit,image_sizes,read_record,versions
 from .scan import scan_images,usable
 from .selection import rejected_items
@@ -39,7 +40,7 @@ from .stream import unlabeled_items
 from .weights import export_weights as write_weights
 from .steps import MaxSteps,StepsPerEpoch,even_steps
 
-# %% ../nbs/36_experiment.ipynb #4a604cfb
+# %% ../nbs/36_experiment.ipynb #271eefdd
 def _drawn(path, noise, **kwargs):
     "The drawn data set; a folder that was named has to hold it"
     if path is not None and not is_mini(path): raise InputError(f"{path} holds no drawn data set: sesemi-data mini --out {path} draws one there")
@@ -107,10 +108,10 @@ def new_record(
     return dict(status='running', method=_method(config), config=config, overrides=overrides(config),
         transductive=bool(_rotates(config) and any(Path(o).resolve() in valid for o in files)), unlabeled_images=len(files),
         data=dict(folder=Path(dls.path).name, train_images=len(dls.train_ds), valid_images=len(dls.valid_ds),
-                  pixels=image_sizes([Path(dls.path)/p for p in dls.table.path])),
+                  pixels=image_sizes([Path(dls.path)/p for p in dls.table.path]), digest=_digest(dls, ())),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/36_experiment.ipynb #1ade5627
+# %% ../nbs/36_experiment.ipynb #2512f62a
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -138,6 +139,7 @@ def check_options(
 ):
     "`InputError` for a mistake in the options that can be told without the data"
     check_types(config)
+    chosen_precision(config['precision'], default_device())
     for k,names in dict(sched=schedules, robust=methods, opt=optimizers, dataset=datasets, aug=augmentations).items(): choose(names, config[k], k)
     for k,(low,high) in _ranges.items():
         if config[k] is not None and not low <= config[k] <= high: raise InputError(f"{k}={config[k]}: give a number from {low:g} to {high:g}")
@@ -170,12 +172,17 @@ def _to_rotate(dls, files, bad_images):
     not_rotated = {os.path.abspath(o) for o in usable(dls.faults, bad_images, tell=False)[1]}
     return [o for o in files if os.path.abspath(o) not in not_rotated]
 
+def _least(config):
+    "The smaller batch of the two, as far as it matters: BatchNorm may need more than one image"
+    rotated = (config['unlabeled_bs'] or max(1, config['bs']//4))*(4 if config['turns'] == 'all' else 1) if _rotates(config) and config['unlabeled'] != 'batch' else 2
+    return min(2, config['bs'], rotated)
+
 def _fits(model, config):
     "The network, if it can take images of that size in that number format"
     arch,size = config['arch'],config['size']
     state = deepcopy(model.state_dict())
     try:
-        with no_random(0, reproducible=False), torch.no_grad(): out = model.train()(torch.zeros(2, 3, size, size))
+        with no_random(0, reproducible=False), torch.no_grad(): out = model.train()(torch.zeros(_least(config), 3, size, size))
     except (RuntimeError,ValueError,AssertionError) as e: raise InputError(f"network {arch} cannot take images of {size} pixels: {one_line(e)[:120]}") from e
     if not torch.is_tensor(out): raise InputError(f"network {arch} gives more than class scores while it trains: choose another")
     model.load_state_dict(state)
@@ -247,12 +254,17 @@ def _judge_labels(learn, keep):
     "How well the list of suspicious labels finds the wrong ones, where these are known: its average precision goes into the record"
     if learn.label_report.total is None or 'true' not in learn.dls.table: return
     df = learn.label_report.frame()
-    if len(df) and (df.label != df.true).any(): keep.save(label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
+    if truly_wrong(df).any(): keep.save(label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
+
+def _keep_corrections(used, fname):
+    "What the run was trained with goes beside its list, whose decisions are added to it; those that are there stay"
+    used,old = (read_table(o, dtype=str).fillna('') if Path(o).is_file() else None for o in (used,fname))
+    write_text(fname, (used if old is None else merged(used, old)).to_csv(index=False))
 
 def _leave_results(learn, export, weights, out, corrections=None):
     "Write what was asked for; only then is the run done, and the checkpoints have done their work"
     if learn.predictions.last: write_text(learn.path/'predictions.csv', learn.predictions.frame().to_csv(index=False))
-    if corrections: write_text(learn.path/'corrections.csv', Path(corrections).read_text(encoding='utf-8')) # decisions on this run's list are added to them
+    if corrections: _keep_corrections(corrections, learn.path/'corrections.csv')
     if learn.label_report.total is not None: write_text(learn.path/'labels.csv', learn.label_report.frame().to_csv(index=False))
     try:
         if export:
@@ -273,7 +285,7 @@ def _ends_well(learn, keep):
         if len(bad): raise RunStopped(f"{bad.path.iloc[0]} has changed since training began: {bad.reason.iloc[0]}") from e
         raise
 
-# %% ../nbs/36_experiment.ipynb #96509940
+# %% ../nbs/36_experiment.ipynb #7cb364b6
 def train_run(
     recipe:str='fastai', # Protocol by name, which sets all options that are not given; values in [brackets] are those of the recipe fastai
     dataset:str=None, # nette, woof, wang, mini, or own (your images below --path) [nette]
@@ -330,6 +342,7 @@ def train_run(
 def _train(args, config):
     "A run whose arguments are in order and whose folder is free"
     out,bar = args['out'],args['bar']
+    if args['resume'] and finished(out, config): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
     learn,record,n_epoch,cbs = _set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'])
     keep = Record(record, out and Path(out)/'record.json', tell=not bar, more=bool(out))
@@ -349,7 +362,7 @@ def _warmup(config, n_epoch):
     "What `fit_poly` needs to know of the warm-up, which is counted in the unit of the epochs"
     return dict(warmup=config['warmup']*n_epoch/config['epochs'], warmup_lr=config['warmup_lr']) if config['warmup'] else {}
 
-# %% ../nbs/36_experiment.ipynb #eab0bb78
+# %% ../nbs/36_experiment.ipynb #015c77b2
 def resume_run(
     out:str|Path, # Folder of the run
     path:str|None=None, # Where the data are now, if they have moved
@@ -361,6 +374,7 @@ def resume_run(
         if path: args['path'] = str(path)
         if args['path'] and not Path(args['path']).exists(): raise InputError(f"the data are not at {args['path']} any more: say where with --path")
         return train_run(**{**args, 'out':str(out)}, resume=True, bar=bar)
+    need_args(out)
     if not record: raise InputError(f"{out} holds no run to go on with")
     if record.get('status') != 'done': raise InputError(f"the run in {out} is {record.get('status')}, and its checkpoints are gone: start it again")
     return record

@@ -5,27 +5,27 @@
 # %% auto #0
 __all__ = ['true_labels', 'Memorisation']
 
-# %% ../nbs/16_memory.ipynb #0204af3a
+# %% ../nbs/16_memory.ipynb #ae7f5fe4
 import pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastai.vision.all import Tensor,get_model
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
-from .items import ItemIndex,item_names
+from .items import ItemIndex,item_names,unknown
 
-# %% ../nbs/16_memory.ipynb #be66da3a
+# %% ../nbs/16_memory.ipynb #53a095e0
 def true_labels(
     dls, # DataLoaders
     true=None # Class name of each training item; a column `true` of the items if None
-) -> Tensor|None: # Class number of each training item, [N]; None if they are not known
+) -> Tensor|None: # Class number of each training item, [N]; -1 where it is not known, -2 for other classes; None if none is known
     "The true labels of the training items"
     if true is None:
         true = item_names(dls.train_ds).get('true')
         if true is None: return None
     if len(true) != len(dls.train_ds): raise InputError(f"{len(true)} true labels for {len(dls.train_ds)} training images")
     numbers = {c:i for i,c in enumerate(dls.vocab)}
-    return torch.tensor([numbers.get(o, -1) for o in true])
+    return torch.tensor([-1 if unknown(o) else numbers.get(o, -2) for o in true])
 
 class Memorisation(ItemIndex, TrainingColumns):
     "Show how the training images are predicted: as their given labels, or as their true ones"
@@ -57,7 +57,7 @@ class Memorisation(ItemIndex, TrainingColumns):
         y,idx = self.learn.yb[0],self.idx
         guess,given = self.learn.pred.detach().as_subclass(Tensor).argmax(1),y.as_subclass(Tensor)
         true = given if self.true_y is None else self.true_y[idx]
-        wrong,as_given = true != given,guess == given
+        wrong,as_given = (true != given) & (true != -1),guess == given
         self.now[idx] = guess.int()+1 # 0: not seen
         self.counts += torch.stack([o.sum() for o in (torch.ones_like(wrong), as_given, wrong, wrong & (guess == true), wrong & as_given)])
 

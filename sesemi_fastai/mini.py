@@ -140,7 +140,7 @@ def draw_scene(
     px = (px-128)*rng.uniform(.6,1)+128+rng.uniform(-20,20)+rng.normal(0, rng.uniform(1,10), px.shape)
     return Image.fromarray(px.clip(0,255).astype(np.uint8))
 
-# %% ../nbs/30_mini.ipynb #34e2ce39
+# %% ../nbs/30_mini.ipynb #7061e888
 _csv,_stamp = 'noisy_mini.csv','mini.txt'
 
 def _write(folder, n_train, n_valid, seed):
@@ -168,6 +168,7 @@ def make_mini(
     path,stamp = Path(path),f'drawn by sesemi_fastai.mini 1: {n_train} training and {n_valid} validation images, seed {seed}\n'
     if is_mini(path) and (path/_stamp).read_text() == stamp: return path
     if path.exists() and not is_mini(path) and any(path.iterdir()): raise InputError(f"{path} is not empty and not a drawn data set: choose another folder")
+    if seed < 0: raise InputError(f"seed={seed}: give a number from 0 on")
     if min(n_train, n_valid) < len(objects): raise InputError(f"at least {len(objects)} images are needed in each split, one of each kind")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as tmp:
@@ -175,6 +176,7 @@ def make_mini(
         new.mkdir()
         _write(new, n_train, n_valid, seed)
         (new/_stamp).write_text(stamp)
+        if is_mini(path) and (path/_stamp).read_text() == stamp: return path # another process was faster
         if path.exists(): shutil.rmtree(path)
         new.rename(path)
     return path

@@ -47,13 +47,26 @@ def around_next_phase(
     "Run the next phase of `learn` inside `context()`, once"
     learn._with_events = _Around(learn, context, phases)
 
-# %% ../nbs/07_phase.ipynb #5f021cad
+# %% ../nbs/07_phase.ipynb #de6b55c7
+def _of_a_fit(learn):
+    "Whether a fit has fired the event, and not `tta`, which fires those of a fit as well and takes no lock"
+    frame,fit,tta = sys._getframe(),Learner.fit.__code__,Learner.tta.__code__
+    while frame:
+        if frame.f_code in (fit,tta) and frame.f_locals.get('self') is learn: return frame.f_code is fit
+        frame = frame.f_back
+    return False
+
 class StaysHome(Callback):
     "A callback that is not exported with the Learner; its settings are attributes named like its parameters"
     @property
+    def evaluating(self) -> bool:
+        "Whether the Learner evaluates, maybe in the middle of a fit: `validate`, `get_preds` and `tta` fire the events of a fit, too"
+        return self.learn.lock.locked() or not _of_a_fit(self.learn)
+
+    @property
     def passive(self) -> bool:
-        "Whether the Learner evaluates, maybe in the middle of a fit, or looks for a learning rate: not a time to learn anything"
-        return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder')
+        "Whether the Learner evaluates or looks for a learning rate: not a time to learn anything"
+        return hasattr(self.learn, 'lr_finder') or self.evaluating
     def __reduce__(self): return Callback,()
     def __copy__(self): return type(self)(**{k:getattr(self, k) for k in signature(type(self).__init__).parameters if k != 'self'})
     def __deepcopy__(self, memo):

@@ -18,7 +18,7 @@ from .distributed import gathered
 from .items import class_names,item_names,need_classes
 from .phase import StaysHome
 
-# %% ../nbs/17_predictions.ipynb #cd8145d7
+# %% ../nbs/17_predictions.ipynb #f39adce7
 class Predictions(StaysHome):
     "Keep what the last validation of a fit predicted"
     order = 65
@@ -56,7 +56,7 @@ class Predictions(StaysHome):
     def frame(self) -> pd.DataFrame: # path (from `dls.path` on; None where the items are no image files), label, predicted, probability (of `predicted`), of_label (probability of `label`)
         "One row a validation image, in the order of the validation set"
         if not self.last: raise InputError("there are no predictions: they come with each validation of a fit that is not cut short")
-        vocab = class_names(self.dls, len(self.last['probability']))
+        vocab = class_names(self.dls, 1+int(max(self.last['label'].max(), self.last['predicted'].max())))
         label,predicted = ([str(vocab[i]) for i in self.last[k].tolist()] for k in ('label','predicted'))
         return pd.DataFrame(dict(path=item_names(self.dls.valid_ds, self.dls.path).get('path'), label=label, predicted=predicted,
                                  probability=self.last['probability'].numpy().round(4), of_label=self.last['of_label'].numpy().round(4)))

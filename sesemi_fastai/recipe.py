@@ -6,7 +6,8 @@
 __all__ = ['not_the_method', 'recipes', 'noisy_datasets', 'unlabeled_names', 'recipe_options', 'resolved', 'overrides',
            'config_of']
 
-# %% ../nbs/33_recipe.ipynb #df87d367
+# %% ../nbs/33_recipe.ipynb #0bc10ed6
+import hashlib
 from pathlib import Path
 from fastai.vision.all import default_device
 from .core import InputError,choose
@@ -39,7 +40,7 @@ def recipe_options(
     "What a recipe says about every option"
     return {**_all_options, **choose(recipes, name, 'recipe')}
 
-# %% ../nbs/33_recipe.ipynb #643adbef
+# %% ../nbs/33_recipe.ipynb #703a9192
 noisy_datasets = 'nette','woof','mini'
 unlabeled_names = 'none','train','all','batch','rejected' # what `unlabeled` means if it is no folder
 
@@ -47,6 +48,11 @@ def _last_part(path):
     "Of a path its last part, so that a record names no place on a machine; a folder is not taken for a name of `unlabeled_names`"
     name = Path(path).name
     return f'./{name}' if name in unlabeled_names and name != path else name
+
+def _told_corrections(fname):
+    "Name of a file of corrections and a digest of what it holds; a name with its digest stays"
+    try: return f'{Path(fname).name} [{hashlib.sha256(Path(fname).read_bytes()).hexdigest()[:8]}]'
+    except OSError: return Path(fname).name
 
 def resolved(
     config:dict # Options of a run; None, or left out, for those that the recipe decides
@@ -58,9 +64,10 @@ def resolved(
     if unknown := set(config)-{'recipe',*_all_options}: raise InputError(f"option {sorted(unknown)[0]!r} is unknown: choose of {', '.join(_all_options)}")
     own_opt = 'lr' not in given and config['opt'] != recipe_options(name)['opt'] # the recipe's rate is that of its optimizer
     if own_opt or config['lr'] is None: config['lr'] = choose(optimizers, config['opt'], 'optimizer').lr
-    config['precision'] = chosen_precision(config['precision'], default_device())
+    if config['precision'] == 'auto': config['precision'] = chosen_precision('auto', default_device())
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in noisy_datasets else 0
-    return {**config, **{k:_last_part(config[k]) for k in ('path','unlabeled','store','corrections') if config[k]}}
+    if config['corrections']: config['corrections'] = _told_corrections(config['corrections'])
+    return {**config, **{k:_last_part(config[k]) for k in ('path','unlabeled','store') if config[k]}}
 
 def overrides(
     config:dict # Full configuration
@@ -69,11 +76,12 @@ def overrides(
     of_recipe = resolved(dict(recipe=config['recipe'], precision=config['precision']))
     return {k:v for k,v in config.items() if v != of_recipe[k] and k not in not_the_method}
 
-# %% ../nbs/33_recipe.ipynb #718c619c
+# %% ../nbs/33_recipe.ipynb #b27449fe
 _before = dict(precision='fp32')
 
 def config_of(
     record:dict # A record, of any version
 ) -> dict: # Every option, and the recipe
     "The full configuration of the run that a record is of"
-    return resolved({**_before, **record.get('config', {})})
+    config = {**_before, **record.get('config', {})}
+    return {**resolved(config), 'corrections':config.get('corrections')}

@@ -18,7 +18,7 @@ from .distributed import sum_over_ranks
 from .items import ItemIndex
 from .phase import around_next_phase
 
-# %% ../nbs/11_robust.ipynb #9a73224d
+# %% ../nbs/11_robust.ipynb #184fb202
 class TrainingLoss:
     "What the losses share: labels as one number an image, and fastai's `reduction`"
     y_int = True
@@ -61,6 +61,7 @@ class SCE(TrainingLoss):
         beta:float=1., # Factor of the reverse cross-entropy
         log_zero:float=-9.210340371976184 # What stands for log 0: log 1e-4
     ):
+        if alpha < 0 or beta < 0 or log_zero > 0: raise InputError(f"alpha={alpha}, beta={beta}, log_zero={log_zero}: give factors that are not negative, and a logarithm of a number up to 1")
         super().__init__()
         self.alpha,self.beta,self.log_zero = float(alpha),float(beta),float(log_zero)
     def per_image(self, pred, targ):
@@ -73,6 +74,7 @@ class Bootstrap(TrainingLoss):
         beta:float=.95, # Share of the given label
         hard:bool=False # Take the predicted class instead of the probabilities; 0.8 is the usual share then
     ):
+        if not 0 <= beta <= 1: raise InputError(f"beta={beta}: give a share from 0 to 1")
         super().__init__()
         self.beta,self.hard = float(beta),hard
     def per_image(self, pred, targ):

@@ -28,7 +28,7 @@ def probability_clean(
     x = x.clip(gmm.means_.min(), gmm.means_.max())
     return torch.tensor(gmm.predict_proba(x)[:,gmm.means_.argmin()], dtype=losses.dtype, device=losses.device)
 
-# %% ../nbs/12_selection.ipynb #fbca9c8b
+# %% ../nbs/12_selection.ipynb #bcfff3d9
 class SmallLoss(TrainingLoss):
     "Cross-entropy of the images whose label looks right"
     remembers = 'losses'
@@ -37,7 +37,7 @@ class SmallLoss(TrainingLoss):
         threshold:float=.5, # Probability above which a label counts
         beta:float=.5 # How slowly the remembered losses follow
     ):
-        if not 0 <= start < 1 or not 0 <= threshold < 1: raise InputError(f"start={start:g}, threshold={threshold:g}: give shares from 0 to below 1")
+        if not all(0 <= o < 1 for o in (start,threshold,beta)): raise InputError(f"start={start:g}, threshold={threshold:g}, beta={beta:g}: give shares from 0 to below 1")
         super().__init__()
         self.start,self.threshold,self.beta,self.losses,self.rejected = float(start),float(threshold),float(beta),None,None
 
@@ -74,7 +74,7 @@ class SmallLoss(TrainingLoss):
         "Go on from `state`"
         self.losses = state['losses']
 
-# %% ../nbs/12_selection.ipynb #3b7b8592
+# %% ../nbs/12_selection.ipynb #d1b3cc6e
 def chosen_labels(
     learn # Learner
 ) -> SmallLoss:
@@ -90,7 +90,7 @@ def rejected_items(
     "The training items whose labels do not count in this epoch; all of them while they would not fill a labelled and an unlabeled batch"
     rejected,items = chosen_labels(learn).rejected,learn.dls.train_ds.items
     allowed = range(len(items)) if allowed is None else allowed
-    where = [] if rejected is None else [i for i,o in zip(range(len(items)), rejected.tolist()) if o and i in allowed]
+    where = [] if rejected is None else [i for i,o in enumerate(rejected.tolist()) if o and i in allowed]
     sesemi = first(o for o in learn.cbs if isinstance(o, SESEMI))
     if len(where) < max(learn.dls.train.bs, sesemi and sesemi.bs or 0)*max(1, num_distrib()): where = list(allowed)
     return items.iloc[where] if hasattr(items, 'iloc') else [items[i] for i in where]

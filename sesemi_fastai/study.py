@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['run_cost', 'run_missing', 'comparison', 'study_runs', 'read_study', 'study_records']
 
-# %% ../nbs/37_study.ipynb #9cf4f7b0
+# %% ../nbs/37_study.ipynb #9f5e4b1e
 import sys,time,tomllib
 from itertools import product
 from pathlib import Path
 from fastprogress.fastprogress import format_time
 from .core import InputError,RunStopped,one_line
 from .experiment import check_options,check_types,train_run
-from .folder import Busy,alone,clear,is_done,was_begun,was_left
+from .folder import Busy,alone,begun,clear,is_done,was_left
 from .recipe import resolved
 from .record import read_record
 
-# %% ../nbs/37_study.ipynb #f925a9c9
+# %% ../nbs/37_study.ipynb #22fee7e3
 def run_cost(
     config:dict # Options of a run
 ) -> float: # In forward and backward passes over the labelled images, roughly
@@ -57,20 +57,22 @@ def _run_if_missing(title, config, folder, clock, left, kwargs):
     with alone(folder):
         if is_done(folder, config): return clear(folder)
         print(title + clock([run_cost(o) for o in left]), flush=True)
-        train_run(**{**config, **kwargs}, out=str(folder), resume=was_begun(folder, config))
+        was = begun(folder, config)
+        train_run(**{**config, **(was or {}), **kwargs}, out=str(folder), resume=was is not None)
         clock.done += run_cost(config)
 
 def _wait_for(folder, n):
     print(f"{n} runs are with other processes; waiting for {folder.name}", flush=True)
     with alone(folder, wait=-1): pass
 
-# %% ../nbs/37_study.ipynb #9818be8a
+# %% ../nbs/37_study.ipynb #0557f1e5
 def comparison(
     epochs:int, # Labelled passes of SESEMI
     seeds, # Seeds; each gives one run of each kind
     **config # What all runs share; for `train_run`
 ) -> dict: # Options of `train_run` by name of the run
     "Plain training and SESEMI at equal labelled passes, and plain training at SESEMI's compute"
+    if resolved(config)['unlabeled'] == 'none': raise InputError("the comparison is one with rotations: unlabeled none leaves no image to turn")
     if resolved(config)['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
     kinds = dict(plain=dict(epochs=epochs, unlabeled='none'), sesemi=dict(epochs=epochs), plain_compute=dict(epochs=2*epochs, unlabeled='none'))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}

@@ -136,6 +136,13 @@ def test_places_that_cannot_be_written_to(mini, tmp_path):
         assert res.returncode == 2 and says in res.stderr and len(res.stderr.strip().splitlines()) == 1, (args,res.stderr)
     assert not (tmp_path/'new').exists()
 
+def test_batches_of_one_image(mini, tmp_path):
+    for args in (['--bs',1], ['--unlabeled-bs',1,'--turns','one']):
+        res = run('sesemi-train', '--path', mini, '--size', 32, '--arch', 'xresnet18', '--workers', 0, '--epochs', 1, *args)
+        assert res.returncode == 2 and 'more than 1 value per channel' in res.stderr, res.stderr
+    assert run('sesemi-data', 'mini', '--out', tmp_path/'m', '--seed', -1).stderr.count('\n') == 1
+    assert 'no image to turn' in run('sesemi-compare', tmp_path/'c', '--path', mini, '--unlabeled', 'none', *small).stderr
+
 def test_nobody_knows_how_many_own_labels_are_wrong(mini, tmp_path):
     "No percentage, no columns about wrong labels, and another split if one is asked for"
     own = ['sesemi-train', '--dataset', 'own', '--path', mini/'train', '--epochs', 1, '--unlabeled', 'none', *small]

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai.core import InputError
-from sesemi_fastai.data import noisy_table
+from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, read_labels, self_confidence
+from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.predictions import Predictions
 from test_cli import last, run, small
 from test_resume import mini
@@ -63,7 +64,7 @@ def test_from_list_to_training(trained, mini, tmp_path, action):
     assert res.returncode == 0 and len(fixes) >= 4 and (fixes.action == action).all(), res.stderr
     res = run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', tmp_path/'c.csv', '--out', tmp_path/'again', *small)
     assert res.returncode == 0, res.stderr
-    assert last(res)['method'] == 'corrected labels' and last(res)['config']['corrections'] == 'c.csv'
+    assert last(res)['method'] == 'corrected labels' and last(res)['config']['corrections'].startswith('c.csv [')
     again,table = read_labels(tmp_path/'again'),table_of(mini)
     given = table.set_index('path').label
     if action == 'drop': assert not set(fixes.path) & set(again.path) and last(res)['data']['train_images'] == (~table.is_valid).sum()-len(fixes)
@@ -82,6 +83,41 @@ def test_so_many_suggestions(trained, tmp_path):
 def test_images_that_are_not_listed(trained):
     n = json.loads((trained/'record.json').read_text())['data']['train_images']-len(read_labels(trained))
     assert n == 1 and '1 training images were in no batch' in run('sesemi-labels', trained).stdout
+
+def test_decisions_survive_the_same_command(trained, mini, tmp_path):
+    assert run('sesemi-labels', trained, '--accept-top', 3, '--corrections', tmp_path/'c.csv').returncode == 0
+    again = lambda: run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', tmp_path/'c.csv', '--out', tmp_path/'r', *small)
+    assert again().returncode == 0
+    more = read_labels(trained).path.iloc[5]
+    kept = pd.read_csv(tmp_path/'r/corrections.csv', dtype=str)
+    pd.concat([kept, pd.DataFrame([dict(path=more, action='keep')])]).to_csv(tmp_path/'r/corrections.csv', index=False)
+    assert again().returncode == 0 and set(pd.read_csv(tmp_path/'r/corrections.csv').path) == {*kept.path, more}
+    assert run('sesemi-labels', trained, '--accept-top', 9, '--corrections', tmp_path/'c.csv').returncode == 0
+    res = again() # the file has another content now: another run
+    assert res.returncode == 2 and 'finished run with other settings' in res.stderr
+
+def test_store_of_corrected_data(trained, mini, tmp_path):
+    "One store serves the data with corrections and without"
+    assert run('sesemi-labels', trained, '--accept-top', 3, '--corrections', tmp_path/'c.csv').returncode == 0
+    for extra in ([], ['--corrections',tmp_path/'c.csv']):
+        res = run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--store', tmp_path/'store', *extra, *small)
+        assert res.returncode == 0, res.stderr
+    assert len(list((tmp_path/'store').glob('*.json'))) <= 1
+
+def test_true_labels_known_in_part(mini):
+    from sesemi_fastai.labels import truly_wrong
+    from sesemi_fastai.memory import true_labels
+    t = table_of(mini)
+    t['true'] = t.label # all right, as far as it is known
+    t.loc[t.index[::2],'true'] = ''
+    dls = table_dls(t, mini, size=32, bs=16, num_workers=0)
+    learn = Learner(dls, xresnet18(n_out=dls.c), metrics=accuracy, cbs=[LabelReport(),Memorisation()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert (true_labels(dls) == -1).sum() == (t[~t.is_valid].true == '').sum() > 0
+    df = learn.label_report.frame()
+    assert learn.memorisation.history[-1]['wrong_as_given'] is None and 0 < len(truly_wrong(df)) < len(df) and not truly_wrong(df).any() and np.isnan(average_precision(df))
+    df.loc[df.index[0],'true'] = 'something else'
+    assert average_precision(df) == 1
 
 @pytest.mark.cell('Suspicious labels', 'decisions that are there stay, and those of an earlier round go on into the next')
 def test_decisions_add_up(trained, mini, tmp_path):

@@ -156,7 +156,7 @@ def interrupted(mini, out, monkeypatch, *args):
     with monkeypatch.context() as mp:
         mp.setattr(exp, 'FiniteLoss', Now)
         res = run('sesemi-train', '--path', mini, '--epochs', 4, '--export', '--out', out, *small, *args)
-    assert res.returncode == 130 and f'sesemi-train --resume OUT' in res.stderr
+    assert res.returncode == 130 and f'sesemi-train --resume {out}' in res.stderr
     return res
 
 def test_resume_on_the_command_line(mini, tmp_path, monkeypatch):

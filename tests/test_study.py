@@ -86,7 +86,7 @@ def test_table_has_differences_at_equal_passes_and_at_equal_compute(finished):
 
 def test_plot_and_list(finished):
     res = run('sesemi-study', 'plot', finished/'s.toml')
-    assert res.returncode == 0 and (finished/'s/curves-noise0.png').stat().st_size > 10_000
+    assert res.returncode == 0 and (finished/'s/curves-own.png').stat().st_size > 10_000
     res = run('sesemi-study', 'list', finished/'s.toml')
     assert len(res.stdout.splitlines()) == 6 and all(o.startswith('done') for o in res.stdout.splitlines()), res.stdout
 
@@ -107,6 +107,33 @@ def test_an_edited_study_overwrites_nothing(mini, tmp_path):
     assert go(1).returncode == 0
     res = go(2)
     assert res.returncode == 2 and 'holds a finished run with other settings' in res.stderr and 'Traceback' not in res.stderr
+
+def test_an_edited_study_deletes_nothing(mini, tmp_path, monkeypatch):
+    "The checkpoints of an unfinished run stay when the study asks for another, and serve one that leaves folder and number format to the machine"
+    from sesemi_fastai import experiment
+    from sesemi_fastai.checkpoint import checkpoint_files
+    from sesemi_fastai.core import InputError
+    from sesemi_fastai.study import run_missing
+    config = dict(path=str(mini), noise=50, size=32, arch='xresnet10_half', bs=16, workers=0, epochs=3, unlabeled='none', precision='fp32')
+    class Now(experiment.FiniteLoss):
+        def after_loss(self):
+            if self.training and self.epoch == 2: raise KeyboardInterrupt
+    with monkeypatch.context() as mp:
+        mp.setattr(experiment, 'FiniteLoss', Now)
+        with pytest.raises(KeyboardInterrupt): run_missing(dict(r=config), tmp_path, bar=False)
+    left = [f.name for f in checkpoint_files(tmp_path/'r/checkpoints')]
+    with pytest.raises(InputError, match='unfinished run with other settings'): run_missing(dict(r={**config, 'epochs':4}), tmp_path, bar=False)
+    assert left and [f.name for f in checkpoint_files(tmp_path/'r/checkpoints')] == left
+    args = (tmp_path/'r/checkpoints/args.json').read_text()
+    (tmp_path/'r/checkpoints/args.json').write_text(args.replace('"epochs"', '"epoch"'))
+    for again in (lambda: run_missing(dict(r=config), tmp_path, bar=False), lambda: experiment.resume_run(tmp_path/'r', bar=False), lambda: experiment.train_run(**config, out=str(tmp_path/'r'), bar=False)):
+        with pytest.raises(InputError, match='args.json is missing'): again()
+    (tmp_path/'r/checkpoints/args.json').write_text(args)
+    run_missing(dict(r={k:v for k,v in config.items() if k not in ('path','precision')}), tmp_path, bar=False)
+    o = read_record(tmp_path/'r')
+    assert o['status'] == 'done' and o['resumed'] == 1 and o['config']['precision'] == 'fp32'
+    with pytest.raises(InputError, match='finished run with other settings'): experiment.train_run(**{**config, 'seed':7}, out=str(tmp_path/'r'), resume=True, bar=False)
+    assert experiment.train_run(**config, out=str(tmp_path/'r'), resume=True, bar=False) == o == read_record(tmp_path/'r')
 
 @pytest.mark.cell('Studies', 'a kill between the last epoch and the last result: the run goes on, and nothing of it is missing')
 def test_kill_while_results_are_written(mini, tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ from torch import nn
 from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageBlock,
                                LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy, get_image_files, parent_label)
 from sesemi_fastai.callback import SESEMI
+from sesemi_fastai.checkpoint import Checkpoint, checkpoint_files
+from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.precision import Autocast
 from sesemi_fastai.robust import ELR, RobustLoss
@@ -188,6 +190,24 @@ def test_lr_find_between_fits(make_learn):
     assert str(plain.opt.state_dict()['hypers']) == str(after['opt']['hypers']) and len(plain.opt.state_dict()['state']) == len(after['opt']['state'])
 
 # -- evaluation
+@pytest.mark.cell('Evaluation', 'tta before a fit, after it, and from another callback in the middle of one: nothing is learned, lost or switched off by it')
+def test_tta_is_no_fit(make_learn, tmp_path):
+    class Asks(Callback):
+        order = 70
+        def before_epoch(self):
+            if self.epoch == 1 and self.asks.n == 0:
+                self.asks.n = 1
+                self.learn.tta(n=1)
+                self.learn.epoch,self.learn.asked = 1,True
+    asks = Asks(); asks.n = 0
+    learn = make_learn(cbs=[SESEMI(rot_only=1), Memorisation(), LabelReport(), Checkpoint(tmp_path/'c', resume=True), asks])
+    with learn.no_bar(): learn.tta(n=1)
+    fit(learn, 3)
+    assert learn.asked and learn.sesemi.n_images == 3*8*len(learn.dls.train) and len(learn.memorisation.history) == 3 and learn.label_report.epochs.max() == 2
+    assert not learn._with_events.__self__.__dict__.get('_with_events') and len(checkpoint_files(tmp_path/'c')) == 2
+    with learn.no_bar(): learn.tta(n=1)
+    assert len(learn.memorisation.history) == 3 and learn.memorisation.plot()
+
 @pytest.mark.cell('Evaluation', 'tta, show_results, ClassificationInterpretation: bit-identical with and without the callback')
 def test_tta_and_interpretation(make_learn):
     plain,sesemi = make_learn(),make_learn(cbs=[SESEMI(), RobustLoss(ELR()), Memorisation()])
@@ -203,6 +223,7 @@ def test_tta_and_interpretation(make_learn):
             learn.show_results(max_n=2)
         res.append((tta, inter.confusion_matrix(), inter.top_losses()))
     plt.close('all')
+    assert len(sesemi.memorisation.history) == 1 and sesemi.sesemi.n_images > 0
     for (a,b) in zip(res[0][0], res[1][0]): assert torch.equal(a, b)
     assert (res[0][1] == res[1][1]).all() and torch.equal(res[0][2][0], res[1][2][0])
     assert traces(sesemi) == CLEAN
