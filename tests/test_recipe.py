@@ -174,3 +174,14 @@ def test_every_option_is_in_the_recipe():
     from sesemi_fastai.folder import not_options
     assert set(inspect.signature(experiment.train_run).parameters)-set(not_options) == set(resolved({}))
     assert all(set(o) <= set(resolved({})) for o in recipes.values())
+
+def test_lengths_follow_the_unit_of_the_epochs(mini, monkeypatch):
+    "Ramp-up, rotations alone and warm-up are given in the unit of --epochs; with steps fastai's epochs are others"
+    from sesemi_fastai import experiment as exp
+    seen,fit = {},exp.schedules['poly']
+    def poly(learn, n_epoch, lr, **kw):
+        seen.update(n_epoch=n_epoch, rampup=learn.sesemi.rampup, rot_only=learn.sesemi.rot_only, warmup=kw['warmup'])
+        fit(learn, n_epoch, lr, **kw)
+    monkeypatch.setitem(exp.schedules, 'poly', poly)
+    exp.train_run(dataset='mini', path=str(mini), noise=50, size=32, arch='xresnet10_half', bs=32, workers=0, sched='poly', epochs=36, epoch_unit='steps', rampup=18, rot_only=9, warmup=12, bar=False)
+    assert seen == dict(n_epoch=4, rampup=2, rot_only=1, warmup=pytest.approx(4/3))

@@ -85,6 +85,15 @@ def test_two_trackers_of_one_kind(make_learn, tmp_path):
     with pytest.raises(KeyboardInterrupt): bests(Checkpoint(tmp_path/'c'), Crash())
     assert bests(Checkpoint(tmp_path/'c', resume=True)) == whole
 
+def test_fewer_checkpoints(make_learn, tmp_path):
+    "With every=2 and keep=1 a crash in the sixth epoch costs that one and the fifth stays to be done again"
+    whole = fit(make_learn(cbs=SESEMI()), 7)
+    with pytest.raises(KeyboardInterrupt): fit(make_learn(cbs=SESEMI()), 7, cbs=[Checkpoint(tmp_path/'c', every=2, keep=1), Late()])
+    assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['fit-1-epoch-0004.pth']
+    resumed = fit(make_learn(cbs=SESEMI()), 7, cbs=Checkpoint(tmp_path/'c', resume=True, every=2, keep=1))
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['fit-1-epoch-0007.pth']
+
 @pytest.mark.cell('Resume', 'several fits with one Checkpoint, such as fine_tune: each goes on by itself')
 def test_several_fits(make_dls, tmp_path):
     def new():
