@@ -9,7 +9,7 @@ __all__ = ['accepted', 'merged', 'corrected']
 import pandas as pd
 from .core import InputError
 
-# %% ../nbs/26_corrections.ipynb #45148f59
+# %% ../nbs/26_corrections.ipynb #cb47421e
 def accepted(
     df:pd.DataFrame, # Columns `path`, `suggested`, `score`, as from `LabelReport.frame`
     threshold:float=.95, # Score from which a label counts as wrong, 0 to 1
@@ -41,7 +41,7 @@ def _check_old(fixes, table):
     "Corrections of other labels than those of the table are not meant for it"
     if 'label' not in fixes: return
     was = fixes.label.where(fixes.label != '')
-    now = fixes.path.map(table.set_index('path').label)
+    now = fixes.path.map(table.drop_duplicates('path').set_index('path').label)
     if len(bad := fixes[was.notna() & (was.astype(str) != now.astype(str))]): raise InputError(f"the corrections are of other labels: {bad.path.iloc[0]} is {bad.label.iloc[0]!r} there, and {now[bad.index[0]]!r} in the data")
 
 def _check_new(relabel, classes):

@@ -22,7 +22,7 @@ from .batches import StoredImageBlock
 from .scan import scan_images,usable
 from .store import ImageStore
 
-# %% ../nbs/28_data.ipynb #995249a1
+# %% ../nbs/28_data.ipynb #4ec6ddf8
 noise_levels = 0,1,5,25,50
 
 def read_table(
@@ -47,10 +47,12 @@ def leaves_folder(
     p = paths.str.replace('\\', '/', regex=False)
     return p.str.startswith('/') | p.str.contains(r'(?:^|/)\.\.(?:/|$)|^[^/]*:', regex=True) | p.str.fullmatch(r'[./]*', flags=0) | p.str.contains('\0', regex=False)
 
-def _check_paths(df, folder):
+def _check_paths(df, folder, repeats):
     if (bad := df.path[df.path.isna()]).size: raise InputError(f"row {bad.index[0]} of the table has no path")
     if (bad := df.path[leaves_folder(df.path)]).size: raise InputError(f"path {bad.iloc[0]!r} leads out of the data folder {folder}")
-    if (bad := df.path[df.path.map(os.path.normpath).duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
+    norm = df.path.map(os.path.normpath)
+    if not repeats and (bad := df.path[norm.duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
+    if (bad := df.path[df.is_valid & norm.isin(norm[~df.is_valid])]).size: raise InputError(f"path {bad.iloc[0]!r} is in the training and in the validation images")
     for p in df.path:
         if not os.path.isfile(os.path.join(folder, p)): raise InputError(f"{folder/p} is named in the table and not there: is this the right data folder?")
 
@@ -75,7 +77,8 @@ def checked_table(
     df:pd.DataFrame, # Columns `path`, `label`, `is_valid`, maybe `true`
     folder:str|Path, # What the paths are relative to
     check_splits:bool=True, # Refuse classes that are in one split only
-    check_links:bool=True # Refuse symbolic links to files outside of the folder
+    check_links:bool=True, # Refuse symbolic links to files outside of the folder
+    repeats:bool=False # Training images may stand there several times, to be seen more often
 ) -> pd.DataFrame: # The same columns, `is_valid` as bool
     "`df` itself if training on it can work; `InputError` says the first thing that is wrong"
     _need_columns(df, ['path','label','is_valid'], 'the table')
@@ -84,7 +87,7 @@ def checked_table(
     if df.label.isna().any(): raise InputError(f"{df.path[df.label.isna()].iloc[0]} has no label in the table")
     if not df.is_valid.isin([True,False]).all(): raise InputError("column is_valid must hold True and False")
     df['is_valid'] = df.is_valid.astype(bool)
-    _check_paths(df, Path(folder))
+    _check_paths(df, Path(folder), repeats)
     if check_links: _check_links(df, folder)
     if check_splits: _check_splits(df)
     return df
@@ -121,7 +124,7 @@ def noisy_table(
     if named: df = df.assign(label=_named(df.label), true=_named(df.true))
     return checked_table(df, path)
 
-# %% ../nbs/28_data.ipynb #e4c05870
+# %% ../nbs/28_data.ipynb #ad23c13f
 def table_block(
     path:str|Path, # Folder that the paths of the table are relative to
     size:int=128, # Side of the square images, pixels
@@ -138,7 +141,7 @@ def _usable_rows(df, path, unlabeled, bad_images):
     files = [path/o for o in df.path]
     faults = scan_images(files + unlabeled)
     bad,not_rotated = usable(faults, bad_images)
-    if bad: df = checked_table(df[[str(f) not in bad for f in files]], path, check_links=False)
+    if bad: df = checked_table(df[[str(f) not in bad for f in files]], path, check_links=False, repeats=True)
     return df,[o for o in unlabeled if str(o) not in not_rotated],faults
 
 def _check_builder(size, kwargs):
@@ -172,9 +175,9 @@ def table_dls(
 ) -> DataLoaders:
     "`DataLoaders` over a table"
     _check_builder(size, kwargs)
-    df,unlabeled = checked_table(df, path, check_links=False),list(unlabeled)
+    df,unlabeled = checked_table(df, path, check_links=False, repeats=True),list(unlabeled)
     whole = df
-    if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False)
+    if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False, repeats=True)
     faults,scanned = None,[*df.path, *unlabeled] if bad_images else None
     if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), unlabeled, bad_images)
     if bs < 1: raise InputError(f"bs={bs}: a batch needs at least one image")

@@ -251,7 +251,7 @@ from sesemi_fastai.data import table_dls
 import pandas as pd
 path,times = Path(sys.argv[1]),int(sys.argv[3])
 files = [str(o.relative_to(path)) for o in sorted(path.rglob('*.png'))]*times
-df = pd.DataFrame(dict(path=files, label=[o[0] for o in files], is_valid=[i%8==7 for i in range(len(files))]))
+df = pd.DataFrame(dict(path=files, label=[o[0] for o in files], is_valid=[i%(len(files)//times)%8==7 for i in range(len(files))]))
 dls = table_dls(df, path, 32, bs=8, num_workers=0, store=sys.argv[2])
 stream = UnlabeledStream(dls)
 for _ in range(2):
