@@ -21,7 +21,7 @@ from .precision import best_precision
 from .record import device_info,git_commit,versions
 from .stream import UnlabeledStream
 
-# %% ../nbs/40_scale.ipynb #34257e8d
+# %% ../nbs/40_scale.ipynb #1c072f92
 def draw_files(
     folder:str|Path, # Where to
     n:int=64, # Files
@@ -34,10 +34,10 @@ def draw_files(
         Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(Path(folder)/f'{i:04}.jpg', quality=90)
 
 def _table(folder, n):
-    "A table of `n` rows over the files of a folder"
+    "A table of `n` rows over the files of a folder, the last of which is for validation"
     files = np.array(sorted(o.name for o in Path(folder).glob('*.jpg')))
-    i = np.arange(n)
-    return pd.DataFrame(dict(path=files[i % len(files)], label=np.array(['a','b'])[i % 2], is_valid=i % 100 == 99))
+    i,valid = np.arange(n),np.arange(n) % 100 == 99
+    return pd.DataFrame(dict(path=np.where(valid, files[-1], files[i % (len(files)-1)]), label=np.array(['a','b'])[np.where(valid, i//100, i) % 2], is_valid=valid))
 
 def cost_point(
     folder:str|Path, # With the files of `draw_files`
