@@ -677,6 +677,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase.StaysHome.evaluating': ( 'phase.html#stayshome.evaluating',
                                                                                    'sesemi_fastai/phase.py'),
+                                     'sesemi_fastai.phase.StaysHome.only_rotations': ( 'phase.html#stayshome.only_rotations',
+                                                                                       'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase.StaysHome.passive': ('phase.html#stayshome.passive', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._Around': ('phase.html#_around', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._Around.__call__': ('phase.html#_around.__call__', 'sesemi_fastai/phase.py'),

@@ -22,7 +22,7 @@ from .batches import StoredImageBlock
 from .scan import scan_images,usable
 from .store import ImageStore
 
-# %% ../nbs/28_data.ipynb #4ec6ddf8
+# %% ../nbs/28_data.ipynb #70f2267c
 noise_levels = 0,1,5,25,50
 
 def read_table(
@@ -81,6 +81,7 @@ def checked_table(
     repeats:bool=False # Training images may stand there several times, to be seen more often
 ) -> pd.DataFrame: # The same columns, `is_valid` as bool
     "`df` itself if training on it can work; `InputError` says the first thing that is wrong"
+    if not isinstance(df, pd.DataFrame): raise InputError(f"a table is a DataFrame, not {type(df).__name__}: own_dls takes folders and CSV files as well")
     _need_columns(df, ['path','label','is_valid'], 'the table')
     df = df.reset_index(drop=True)
     df['path'] = df.path.where(df.path.isna(), df.path.astype(str))

@@ -111,7 +111,7 @@ def new_record(
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path]), digest=_digest(dls, ())),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit())
 
-# %% ../nbs/36_experiment.ipynb #2512f62a
+# %% ../nbs/36_experiment.ipynb #2caa4905
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -159,6 +159,7 @@ def _check(config, path, export, weights, out):
     check_options(config)
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
+    if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file() and 'path' not in read_table(kept): raise InputError(f"{kept} is there and holds no corrections: move it away, or choose another --out")
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
     if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 

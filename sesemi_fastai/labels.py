@@ -39,7 +39,7 @@ def cleanlab_scores(
     p = np.asarray(probs, dtype=float)
     return 1-get_label_quality_scores(np.asarray(given), p/p.sum(1, keepdims=True))
 
-# %% ../nbs/18_labels.ipynb #d04d074e
+# %% ../nbs/18_labels.ipynb #5616ed13
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
     order = 9
@@ -54,7 +54,7 @@ class LabelReport(ItemIndex):
         if not self.passive: self.now = None
 
     def after_pred(self):
-        if not self.training or self.passive or any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): return
+        if not self.training or self.passive or self.only_rotations: return
         p = self.learn.pred.detach().as_subclass(Tensor).float().softmax(1)
         p = torch.cat([p, torch.ones_like(p[:,:1])], 1).where(p.isfinite().all(1, keepdim=True), 0.) # a pass that overflows does not count
         if self.now is None: self.now = torch.zeros(len(self.dls.train_ds), p.shape[1], device=p.device)

@@ -47,7 +47,7 @@ def around_next_phase(
     "Run the next phase of `learn` inside `context()`, once"
     learn._with_events = _Around(learn, context, phases)
 
-# %% ../nbs/07_phase.ipynb #de6b55c7
+# %% ../nbs/07_phase.ipynb #f32e582f
 def _of_a_fit(learn):
     "Whether a fit has fired the event, and not `tta`, which fires those of a fit as well and takes no lock"
     frame,fit,tta = sys._getframe(),Learner.fit.__code__,Learner.tta.__code__
@@ -67,6 +67,10 @@ class StaysHome(Callback):
     def passive(self) -> bool:
         "Whether the Learner evaluates or looks for a learning rate: not a time to learn anything"
         return hasattr(self.learn, 'lr_finder') or self.evaluating
+    @property
+    def only_rotations(self) -> bool:
+        "Whether `SESEMI` learns rotations alone for now, so that labels count for nothing"
+        return any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs)
     def __reduce__(self): return Callback,()
     def __copy__(self): return type(self)(**{k:getattr(self, k) for k in signature(type(self).__init__).parameters if k != 'self'})
     def __deepcopy__(self, memo):

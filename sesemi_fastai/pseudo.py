@@ -32,7 +32,7 @@ def strongly_augmented(
     pixels = ((x.float()*std + mean).clamp(0, 1)*255).round().to(torch.uint8)
     return ((torch.stack([_strong(o) for o in pixels]).float()/255 - mean)/std).to(x.dtype)
 
-# %% ../nbs/13_pseudo.ipynb #9b9d1051
+# %% ../nbs/13_pseudo.ipynb #d648e863
 @contextmanager
 def _own_statistics(model):
     "BatchNorm of `model` normalises by the batch inside, and its running statistics stay"
@@ -61,7 +61,7 @@ class FixMatch(StaysHome):
         self.norm,self.n_images = first(o for o in self.dls.train.after_batch.fs if isinstance(o, Normalize)),0
 
     def after_loss(self):
-        if not self.training or self.passive or any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): return
+        if not self.training or self.passive or self.only_rotations: return
         where,counts = self._sure()
         if not len(where): return
         with self.random(), torch.autocast(self.x.device.type, enabled=False): x = strongly_augmented(self.xb[0][where], self.norm)

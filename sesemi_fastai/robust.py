@@ -190,7 +190,7 @@ class ForwardCorrection(TemporalTargets):
         other = ce.new_full((), self.rate/max(1, classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
-# %% ../nbs/11_robust.ipynb #505f386d
+# %% ../nbs/11_robust.ipynb #776d44bf
 class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
@@ -218,7 +218,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if self.passive: return
         loss = self.loss_func_of_training
         if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.device, self.epoch/self.n_epoch)
-        if not any(getattr(cb, 'rotations_alone', False) for cb in self.learn.cbs): around_next_phase(self.learn, self._with_loss, ['train'])
+        if not self.only_rotations: around_next_phase(self.learn, self._with_loss, ['train'])
 
     @contextmanager
     def _with_loss(self):

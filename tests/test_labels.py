@@ -93,16 +93,22 @@ def test_decisions_survive_the_same_command(trained, mini, tmp_path):
     pd.concat([kept, pd.DataFrame([dict(path=more, action='keep')])]).to_csv(tmp_path/'r/corrections.csv', index=False)
     assert again().returncode == 0 and set(pd.read_csv(tmp_path/'r/corrections.csv').path) == {*kept.path, more}
     assert run('sesemi-labels', trained, '--accept-top', 9, '--corrections', tmp_path/'c.csv').returncode == 0
+    (tmp_path/'r/corrections.csv').write_text('x\n1\n')
+    assert 'holds no corrections' in again().stderr
+    (tmp_path/'r/corrections.csv').unlink()
     res = again() # the file has another content now: another run
     assert res.returncode == 2 and 'finished run with other settings' in res.stderr
 
 def test_store_of_corrected_data(trained, mini, tmp_path):
     "One store serves the data with corrections and without"
     assert run('sesemi-labels', trained, '--accept-top', 3, '--corrections', tmp_path/'c.csv').returncode == 0
+    first = None
     for extra in ([], ['--corrections',tmp_path/'c.csv']):
         res = run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--store', tmp_path/'store', *extra, *small)
         assert res.returncode == 0, res.stderr
-    assert len(list((tmp_path/'store').glob('*.json'))) <= 1
+        made = [(f, f.stat().st_mtime_ns) for f in (tmp_path/'store').rglob('store.json')]
+        assert len(made) == 1 and first in (None,made)
+        first = made
 
 def test_true_labels_known_in_part(mini):
     from sesemi_fastai.labels import truly_wrong
