@@ -382,6 +382,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sesemi_fastai.curves': { 'sesemi_fastai.curves._draw': ('curves.html#_draw', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves._kinds': ('curves.html#_kinds', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves._style': ('curves.html#_style', 'sesemi_fastai/curves.py'),
+                                      'sesemi_fastai.curves._with_column': ('curves.html#_with_column', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.by_noise': ('curves.html#by_noise', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.plot_curves': ('curves.html#plot_curves', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.save_figure': ('curves.html#save_figure', 'sesemi_fastai/curves.py')},

@@ -45,6 +45,11 @@ def _draw(ax, kinds, style, x_of, y_of):
         for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **style[name])
         ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, marker='o', ms=3, label=name, **style[name])
 
+def _with_column(kinds, column):
+    "The runs of each kind that have a column, and only the kinds that have such runs"
+    having = {k:[o for o in v if o['history'][0].get(column) is not None] for k,v in kinds.items()}
+    return {k:v for k,v in having.items() if v}
+
 def plot_curves(
     records, # Finished records of one noise level
     title:str='' # Over the figure
@@ -53,17 +58,18 @@ def plot_curves(
     if len(by_noise(records)) != 1: raise InputError("curves need records of one noise level: choose it with --noise")
     kinds = _kinds(records)
     style = _style(kinds)
-    memorised = {k:[o for o in v if o['history'][0].get('wrong_as_given') is not None] for k,v in kinds.items()}
+    turned,memorised = (_with_column(kinds, o) for o in ('rot_acc','wrong_as_given'))
     dear = [o['images']/o['labelled_passes'] for o in records]
-    turned = {k:[o for o in v if 'rot_acc' in o['history'][0]] for k,v in kinds.items()}
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
-    panels = [(runs,x,y,key,label) for runs,x,y,key,label in ((kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %'), (kinds if max(dear) > 1.03*min(dear) else {}, 'thousand images through the network', images, 'accuracy', 'validation accuracy, %'),
-              (turned, 'labelled passes', passes, 'rot_acc', 'rotation accuracy (training), %'), (memorised, 'labelled passes', passes, 'wrong_as_given', 'wrong labels predicted in training, %')) if any(runs.values())]
+    panels = [(kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %')]
+    if max(dear) > 1.03*min(dear): panels.append((kinds, 'thousand images through the network', images, 'accuracy', 'validation accuracy, %'))
+    if turned: panels.append((turned, 'labelled passes', passes, 'rot_acc', 'rotation accuracy (training), %'))
+    if memorised: panels.append((memorised, 'labelled passes', passes, 'wrong_as_given', 'wrong labels predicted in training, %'))
     rows = len(panels)//2 if len(panels) > 3 else 1
     fig,axs = plt.subplots(rows, len(panels)//rows, figsize=((9.5,6.8) if rows > 1 else (4.4*len(panels),3.8)), layout='constrained', squeeze=False)
     for ax,(runs,x,along,key,label) in zip(axs.flat, panels):
-        _draw(ax, {k:v for k,v in runs.items() if v}, style, along, lambda h: h[key])
+        _draw(ax, runs, style, along, lambda h: h[key])
         ax.set(xlabel=x, ylabel=label)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -23,6 +23,7 @@ def test_two_processes_train_as_one(image_folder, tmp_path, bn, accumulate):
     assert a['grads'].abs().sum(1).min() > 0 and a['values'] == b['values']
     assert not set(a['files']) & set(b['files']) and len(a['files'])+len(b['files']) == 48
     assert a['steps'] == 2*6 # 48 images in steps of 2x4
+    assert a['passes'] == b['passes'] == pytest.approx(2) # counted over both processes
     assert a['grads'].shape[0] == 2*(3 if accumulate else 6)
 
 @pytest.mark.cell('Distributed', 'the gradient of the rotation head is that of one process on both shares')

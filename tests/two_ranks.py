@@ -38,7 +38,7 @@ def main(path, out, bn, accumulate):
     with learn.torchrun_ctx(), learn.no_bar(), learn.no_logging(): learn.fit(2, .05)
     own = dict(own_head=torch.stack(learn.look.own), head_grads=torch.stack(learn.look.heads) if not accumulate else None, grads=torch.stack(learn.look.grads), model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]),
                head=torch.cat([p.detach().flatten() for p in learn.sesemi.rot_head.parameters()]),
-               targets=learn.robust_loss.loss_func_of_training.targets, as_given=[o['as_given'] for o in learn.memorisation.history],
+               targets=learn.robust_loss.loss_func_of_training.targets, passes=learn.robust_loss.loss_func_of_training.passes, as_given=[o['as_given'] for o in learn.memorisation.history],
                files=[str(o) for o in learn.sesemi._stream.dl.dataset.items], values=[[float(o) for o in v if o is not None] for v in learn.recorder.values], steps=len(learn.recorder.losses))
     ranks = gathered(own)
     if not rank_distrib(): torch.save(ranks, out)
