@@ -141,6 +141,11 @@ class ELR(TemporalTargets):
         return ce + self.lam*_away_from_target(p, self._updated(idx, q/q.sum(1, keepdim=True)))
 
 # %% ../nbs/11_robust.ipynb #5267100f
+def _way(passes, between): # 0 to 1
+    "How far it is from the first to the second number of passes"
+    a,b = between
+    return min(1, max(0, (passes-a)/(b-a)))
+
 class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for as many wrong ones as the training itself shows"
     def __init__(self,
@@ -148,24 +153,26 @@ class ForwardCorrection(TemporalTargets):
         surest:float=.05, # Share of the images, those with the surest targets, from which the share of wrong labels is estimated
         trust:float=.5, # Part of the estimate that is believed
         lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
-        takeover:tuple=(4,12) # Passes over the images between which it does
+        takeover:tuple=(4,12), # Passes over the images between which it does
+        doubt:tuple=(20,40) # Passes between which labels that the targets contradict lose their say, with `lam`
     ):
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
-        if not isinstance(takeover, (tuple,list)) or len(takeover) != 2 or not 0 <= takeover[0] < takeover[1]:
-            raise InputError(f"takeover={takeover}: give two numbers of passes, the smaller first")
+        for k,v in dict(takeover=takeover, doubt=doubt).items():
+            if not isinstance(v, (tuple,list)) or len(v) != 2 or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
-        self.surest,self.trust,self.takeover,self.rate,self.taken = float(surest),float(trust),tuple(takeover),0.,0.
+        self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),tuple(doubt)
+        self.rate,self.taken,self.doubted = 0.,0.,0.
 
     def begin(self,
         n:int, # Training images
         device, # Where the targets live
         done:float=0. # Share of the fit that is done
     ):
-        "Set the rate of wrong labels for an epoch over `n` images, and how far early-learning regularisation has taken over"
+        "Set the rate of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
-        passes,(a,b) = round(self.passes),self.takeover
-        self.taken = min(1, max(0, (passes-a)/(b-a))) if self.lam else 0.
+        passes = round(self.passes)
+        self.taken,self.doubted = (_way(passes, o) if self.lam else 0. for o in (self.takeover,self.doubt))
         self.rate = self.trust*(1-self.taken)*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1)) if passes and self.taken < 1 else 0.
 
     @property
@@ -182,8 +189,10 @@ class ForwardCorrection(TemporalTargets):
         ce = F.cross_entropy(pred, _plain(targ), reduction='none')
         if (idx := getattr(targ, 'idx', None)) is None: return ce
         p = _bounded(pred, 1e-3/pred.shape[1])
-        t = self._updated(idx, torch.cat([p, p.gather(1, _plain(targ)[:,None])], 1).detach())[:,:-1]
+        t = self._updated(idx, torch.cat([p, p.gather(1, _plain(targ)[:,None])], 1).detach())
+        t,of_label = t[:,:-1],t[:,-1]
         res = self._corrected(ce, pred.shape[1])
+        if self.doubted: res = res*(1-self.doubted*(1-of_label/t.max(1)[0].clamp(min=1e-6)))
         return res + self.lam*self.taken*_away_from_target(p, t) if self.taken else res
 
     def _corrected(self, ce, classes):
