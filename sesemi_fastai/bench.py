@@ -17,7 +17,7 @@ from .core import InputError,progress
 from .arch import make_model
 from .callback import SESEMI
 from .data import table_dls
-from .precision import best_precision
+from .precision import best_precision,keep_memory
 from .record import device_info,git_commit,image_sizes,versions
 from .rotation import rotate_batch
 from .stream import UnlabeledStream
@@ -41,8 +41,10 @@ class BareStep:
         size:int, # Side of the images, pixels
         bs:int, # Unlabeled images in a step
         precision:str, # fp32, bf16 or fp16; other than fp32 also in channels-last layout
-        device # Where it runs
+        device, # Where it runs
+        keep:bool=False # Whether freed memory stays with the process, see `keep_memory`
     ):
+        self.keep = keep
         self.device,self.dtype = torch.device(device),dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
         layout = torch.contiguous_format if self.dtype is None else torch.channels_last
         self.net = nn.ModuleList(_two_heads(make_model(arch, 10))).to(self.device, memory_format=layout)
@@ -132,8 +134,9 @@ class Stopwatch(Callback):
 class LearnerSteps:
     "Steps of a Learner"
     def __init__(self,
-        learn:Learner # Ready to be trained
-    ): self.learn = learn
+        learn:Learner, # Ready to be trained
+        keep:bool=True # Whether freed memory stays with the process, as after `to_precision`
+    ): self.learn,self.keep = learn,keep
 
     def run(self,
         n:int # Steps
@@ -174,6 +177,7 @@ class OwnCost(LearnerSteps):
 
 class InputAlone:
     "The batches of a step without the step"
+    keep = True
     def __init__(self,
         dls, # Labelled images
         stream:UnlabeledStream # Unlabeled ones
@@ -218,9 +222,10 @@ def contenders(
     files,stored = dls(),dls(store)
     if torch.device(device).type == 'cuda': stored.store.to(device)
     train = df[~df.is_valid]
-    res = {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {best}': BareStep(arch, size, bs, best, device),
+    res = {f'bare step, {best}, memory given back': BareStep(arch, size, bs, best, device)} if torch.device(device).type == 'cpu' else {}
+    res |= {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {best}': BareStep(arch, size, bs, best, device, keep=True),
         'published loop': PublishedLoop([str(Path(path)/o) for o in train.path], train.label.astype('category').cat.codes.astype('int64').tolist(), arch, size, bs, device, workers),
-        'fastai without SESEMI': LearnerSteps(learner(files, 'fp32')),
+        'fastai without SESEMI': LearnerSteps(learner(files, 'fp32'), keep=False),
         'SESEMI, fp32, files': sesemi(files, 'fp32'), 'SESEMI, fp32, store': sesemi(stored, 'fp32'),
         f'SESEMI, {best}, files': sesemi(files, best), f'SESEMI, {best}, store': sesemi(stored, best)}
     for k in res:
@@ -230,16 +235,22 @@ def contenders(
     return res
 
 # %% ../nbs/39_bench.ipynb #c6aeedaa
+def _turn(runner, n):
+    keep_memory(getattr(runner, 'keep', False))
+    return runner.run(n)
+
 def take_turns(
     runners:dict, # Name to something with `run(n)`
     repeats:int=5, # Rounds
     seconds:float=1.5 # That the steps of one contender in one round shall take, about
 ) -> pd.DataFrame: # Seconds of a step: a row a round, a column a contender
     "Time all contenders in turns, in another order in each round"
-    steps = {k:max(2, min(20, round(seconds/o.run(1)))) for k,o in runners.items()}
+    steps = {k:max(2, min(20, round(seconds/_turn(o, 1)))) for k,o in runners.items()}
     rounds = [{} for _ in range(repeats)]
     plan = [(i,k) for i in range(repeats) for k in random.Random(i).sample(list(runners), len(runners))]
-    for i,k in progress(plan): rounds[i][k] = runners[k].run(steps[k])/steps[k]
+    try:
+        for i,k in progress(plan): rounds[i][k] = _turn(runners[k], steps[k])/steps[k]
+    finally: keep_memory(False)
     return pd.DataFrame(rounds)[list(runners)]
 
 # %% ../nbs/39_bench.ipynb #64d29acc

@@ -63,6 +63,15 @@ def test_bf16_on_a_cpu(make_learn, bn, monkeypatch):
     n = len(learn.cbs)
     assert not any(isinstance(cb, MixedPrecision) for cb in learn.to_precision('fp32').cbs) and len(learn.cbs) == n-2
 
+@pytest.mark.parametrize('precision', ['fp32','bf16'])
+def test_memory_stays_on_a_cpu(make_learn, monkeypatch, precision):
+    asked = []
+    monkeypatch.setattr('sesemi_fastai.precision.keep_memory', lambda: asked.append(precision))
+    learn = make_learn().to_precision(precision)
+    learn.dls.device = torch.device('meta') # any other than a CPU
+    learn.to_precision(precision)
+    assert asked == [precision]
+
 def _autocast_is_left(learn, phase, device):
     def boom(m, args):
         if m.training == (phase == 'train'): raise KeyboardInterrupt
