@@ -126,6 +126,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.bench._Files.__len__': ('bench.html#_files.__len__', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._for_ever': ('bench.html#_for_ever', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._gamma': ('bench.html#_gamma', 'sesemi_fastai/bench.py'),
+                                     'sesemi_fastai.bench._on_cpu': ('bench.html#_on_cpu', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._rotated': ('bench.html#_rotated', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._sgd': ('bench.html#_sgd', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench._sync': ('bench.html#_sync', 'sesemi_fastai/bench.py'),

@@ -235,8 +235,9 @@ def contenders(
     return res
 
 # %% ../nbs/39_bench.ipynb #c6aeedaa
+def _on_cpu(): return torch.device(default_device()).type == 'cpu'
 def _turn(runner, n):
-    keep_memory(getattr(runner, 'keep', False))
+    if _on_cpu(): keep_memory(getattr(runner, 'keep', False))
     return runner.run(n)
 
 def take_turns(
@@ -245,12 +246,13 @@ def take_turns(
     seconds:float=1.5 # That the steps of one contender in one round shall take, about
 ) -> pd.DataFrame: # Seconds of a step: a row a round, a column a contender
     "Time all contenders in turns, in another order in each round"
-    steps = {k:max(2, min(20, round(seconds/_turn(o, 1)))) for k,o in runners.items()}
     rounds = [{} for _ in range(repeats)]
     plan = [(i,k) for i in range(repeats) for k in random.Random(i).sample(list(runners), len(runners))]
     try:
+        steps = {k:max(2, min(20, round(seconds/_turn(o, 1)))) for k,o in runners.items()}
         for i,k in progress(plan): rounds[i][k] = _turn(runners[k], steps[k])/steps[k]
-    finally: keep_memory(False)
+    finally:
+        if _on_cpu(): keep_memory(False)
     return pd.DataFrame(rounds)[list(runners)]
 
 # %% ../nbs/39_bench.ipynb #64d29acc

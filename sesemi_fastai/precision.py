@@ -101,7 +101,7 @@ def meets_one_pixel(
 
 # %% ../nbs/20_precision.ipynb #de91d9e7
 _of_malloc = dict(trim_threshold=-1, mmap_threshold=-3, mmap_max=-4) # numbers of glibc's malloc.h
-_kept,_given_back = dict(trim_threshold=-1, mmap_max=0),dict(trim_threshold=64<<20, mmap_threshold=32<<20, mmap_max=65536) # the latter as glibc has them in a process that frees large pieces
+_kept,_given_back = dict(trim_threshold=-1, mmap_max=0),dict(trim_threshold=64<<20, mmap_threshold=32<<20, mmap_max=65536) # the latter are the largest that glibc comes to by itself
 
 def keep_memory(
     on:bool=True # False gives it back, now and from now on
@@ -119,8 +119,9 @@ def to_precision(self:Learner,
     precision:str='auto' # auto, fp32, bf16 or fp16
 ) -> Learner:
     "Train and evaluate in `precision`, on a CPU or a GPU"
-    chosen = chosen_precision(precision, self.dls.device)
-    if torch.device(self.dls.device).type == 'cpu': keep_memory()
+    device = torch.device(self.dls.device or 'cpu')
+    chosen = chosen_precision(precision, device)
+    if device.type == 'cpu' and not any(getattr(getattr(o, 'fake_l', o), 'num_workers', 0) for o in self.dls.loaders): keep_memory()
     self.remove_cbs([MixedPrecision,ChannelsLast])
     if chosen == 'fp32': return self
     return self.add_cbs([ChannelsLast(), Autocast(chosen)])

@@ -154,14 +154,15 @@ class ForwardCorrection(TemporalTargets):
         trust:float=.5, # Part of the estimate that is believed
         lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
         takeover:tuple=(4,12), # Passes over the images between which it does
-        doubt:tuple=(20,40) # Passes between which labels that the targets contradict lose their say, with `lam`
+        doubt:tuple|None=(20,40) # Passes between which labels that the targets contradict lose their say, with `lam`; None for never
     ):
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
-        for k,v in dict(takeover=takeover, doubt=doubt).items():
+        for k,v in dict(takeover=takeover, **({} if doubt is None else dict(doubt=doubt))).items():
             if not isinstance(v, (tuple,list)) or len(v) != 2 or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
+        if doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
-        self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),tuple(doubt)
+        self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),doubt and tuple(doubt)
         self.rate,self.taken,self.doubted = 0.,0.,0.
 
     def begin(self,
@@ -172,7 +173,7 @@ class ForwardCorrection(TemporalTargets):
         "Set the rate of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
         passes = round(self.passes)
-        self.taken,self.doubted = (_way(passes, o) if self.lam else 0. for o in (self.takeover,self.doubt))
+        self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in (self.takeover,self.doubt))
         self.rate = self.trust*(1-self.taken)*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1)) if passes and self.taken < 1 else 0.
 
     @property

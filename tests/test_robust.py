@@ -55,7 +55,7 @@ def test_every_loss_in_company(make_learn, name, extra):
     if name == 'fixmatch' and {'MixUp','CutMix'} & {*extra}: extra = [o for o in extra if o not in ('MixUp','CutMix')]
     cbs = dict(SESEMI=SESEMI, MixUp=MixUp, CutMix=CutMix, accumulation=lambda: GradientAccumulation(16))
     robust = robust_cbs(name)
-    if name == 'auto': robust[0].loss_func_of_training.takeover = robust[0].loss_func_of_training.doubt = (0,2) # all of it in two epochs
+    if name == 'auto': robust[0].loss_func_of_training.takeover,robust[0].loss_func_of_training.doubt = (0,2),(0,1) # in two epochs
     learn = make_learn(cbs=[*robust, *(cbs[o]() for o in extra if o != 'bf16')]).to_precision('bf16' if 'bf16' in extra else 'fp32')
     own = learn.loss_func
     fit(learn, 2)
@@ -88,7 +88,7 @@ def test_resumed(make_learn, tmp_path, name, source):
         cbs = robust_cbs(name)
         for cb in cbs:
             if name == 'fixmatch': cb.tau = .3
-            if name == 'auto': cb.loss_func_of_training.takeover = cb.loss_func_of_training.doubt = (0,2)
+            if name == 'auto': cb.loss_func_of_training.takeover,cb.loss_func_of_training.doubt = (0,2),(0,1)
             if source and isinstance(cb, RobustLoss): cb.loss_func_of_training.start = 0.
         return make_learn(cbs=[*cbs, SESEMI(source, bs=2), Memorisation(), LabelReport()], opt_func=ranger)
     def go(learn, *cbs):
@@ -263,7 +263,7 @@ class Overflow(Callback):
 @pytest.mark.parametrize('name', every)
 def test_an_overflow_is_forgotten(make_learn, name):
     robust = robust_cbs(name)
-    if name == 'auto': robust[0].loss_func_of_training.takeover = robust[0].loss_func_of_training.doubt = (0,2)
+    if name == 'auto': robust[0].loss_func_of_training.takeover,robust[0].loss_func_of_training.doubt = (0,2),(0,1)
     learn = fit(make_learn(cbs=[*robust, LabelReport(), Overflow()]), 3)
     assert learn.overflow.skipped == 1 and len(learn.label_report.frame()) == 48
 

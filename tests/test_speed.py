@@ -112,7 +112,7 @@ def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatc
     dls.store.to('cuda')
     cbs = [*robust_cbs(name), SESEMI(), Memorisation(), LabelReport(), FiniteLoss()]
     for cb in cbs: cb.__class__ = _watched(type(cb), events)
-    if name == 'auto': cbs[0].loss_func_of_training.takeover = cbs[0].loss_func_of_training.doubt = (0,2)
+    if name == 'auto': cbs[0].loss_func_of_training.takeover,cbs[0].loss_func_of_training.doubt = (0,2),(0,1)
     call = TrainingLoss.__call__
     def watched_loss(self, *args, **kwargs):
         torch.cuda.set_sync_debug_mode('error')

@@ -68,7 +68,9 @@ def test_memory_stays_on_a_cpu(make_learn, monkeypatch, precision):
     asked = []
     monkeypatch.setattr('sesemi_fastai.precision.keep_memory', lambda: asked.append(precision))
     learn = make_learn().to_precision(precision)
-    learn.dls.device = torch.device('meta') # any other than a CPU
+    learn.dls.train.fake_l.num_workers = 1
+    learn.to_precision(precision)
+    learn.dls.train.fake_l.num_workers,learn.dls.device = 0,torch.device('meta') # any other than a CPU
     learn.to_precision(precision)
     assert asked == [precision]
 
