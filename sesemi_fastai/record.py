@@ -25,7 +25,7 @@ def _cpu_name():
 
 def device_info() -> dict: # Name, CPU cores, threads in use, processes of the run
     "The device that training uses"
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
     return dict(device=name, cores=os.cpu_count(), threads=torch.get_num_threads(), processes=max(1, num_distrib()))
 
 def _version(package):
