@@ -31,6 +31,13 @@ class TrainingLoss:
         res = self.per_image(pred.as_subclass(Tensor).float(), targ)
         reduction = kwargs.get('reduction', self.reduction)
         return res.mean() if reduction == 'mean' else res.sum() if reduction == 'sum' else res
+    def activation(self, pred): return pred.softmax(-1)
+    def decodes(self, pred): return pred.argmax(-1)
+    def _images(self, targ):
+        "Which images the labels belong to; None where that is not known"
+        idx = getattr(targ, 'idx', None)
+        if idx is None and getattr(self, self.remembers) is None: raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
+        return idx
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in signature(type(self).__init__).parameters if k != 'self')})"
 
 def _checked(
@@ -135,7 +142,7 @@ class ELR(TemporalTargets):
 
     def per_image(self, pred, targ):
         ce = F.cross_entropy(pred, _plain(targ), reduction='none', label_smoothing=self.label_smoothing)
-        if (idx := getattr(targ, 'idx', None)) is None: return ce
+        if (idx := self._images(targ)) is None: return ce
         p = _bounded(pred)
         q = p.detach()
         return ce + self.lam*_away_from_target(p, self._updated(idx, q/q.sum(1, keepdim=True)))
@@ -188,7 +195,7 @@ class ForwardCorrection(TemporalTargets):
 
     def per_image(self, pred, targ):
         ce = F.cross_entropy(pred, _plain(targ), reduction='none')
-        if (idx := getattr(targ, 'idx', None)) is None: return ce
+        if (idx := self._images(targ)) is None: return ce
         p = _bounded(pred, 1e-3/pred.shape[1])
         t = self._updated(idx, torch.cat([p, p.gather(1, _plain(targ)[:,None])], 1).detach())
         t,of_label = t[:,:-1],t[:,-1]

@@ -55,7 +55,7 @@ class SmallLoss(TrainingLoss):
 
     def per_image(self, pred, targ):
         ce = F.cross_entropy(pred, targ.as_subclass(Tensor), reduction='none')
-        if (idx := getattr(targ, 'idx', None)) is None: return ce
+        if (idx := self._images(targ)) is None: return ce
         self._note(idx, ce.detach())
         counts = ~self.rejected
         return ce*counts[idx]/counts.float().mean().clamp(min=1/len(counts))

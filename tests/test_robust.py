@@ -2,7 +2,7 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (CancelFitException, CancelStepException, Callback, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, ShortEpochCallback, TensorCategory, accuracy, noop, load_learner, ranger)
+from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, ShortEpochCallback, TensorCategory, accuracy, noop, load_learner, ranger)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
@@ -422,3 +422,25 @@ def test_memorisation_in_company(make_learn, tmp_path, cbs):
     learn.memorisation.true = ['class0']*48
     fit(learn)
     assert 0 <= learn.memorisation.history[-1]['wrong_as_given'] <= 1
+
+@pytest.mark.cell('Robust losses', 'losses without memory as loss_func=: MixUp, lr_find, get_preds, predict, show_results, top losses, export')
+@pytest.mark.parametrize('loss', [GCE, SCE, Bootstrap, lambda: Bootstrap(.8, hard=True)], ids=['gce','sce','bootstrap','bootstrap_hard'])
+def test_as_the_loss_of_a_learner(make_learn, tmp_path, loss):
+    learn = make_learn(loss_func=loss(), cbs=MixUp())
+    with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
+    fit(learn, 2)
+    with Quiet(learn):
+        probs,targs,classes = learn.get_preds(with_decoded=True)
+        each = learn.get_preds(with_loss=True)[2]
+        top = ClassificationInterpretation.from_learner(learn).top_losses(1)[0].item()
+        learn.show_results()
+    assert torch.allclose(probs.sum(1), torch.ones(len(probs))) and (probs >= 0).all() and torch.equal(classes, probs.argmax(1))
+    assert each.shape == (12,) and each.mean().item() == pytest.approx(learn.validate()[0], rel=1e-4) and top == pytest.approx(each.max().item(), rel=1e-4)
+    item = learn.dls.valid_ds.items[0]
+    learn.export('e.pkl')
+    for o in (learn, load_learner(tmp_path/'e.pkl')):
+        with o.no_bar(): assert o.predict(item)[0] == learn.dls.vocab[classes[0]]
+
+@pytest.mark.parametrize('loss', [ELR, ForwardCorrection, SmallLoss])
+def test_a_loss_that_remembers_is_no_loss_func(make_learn, loss):
+    with pytest.raises(InputError, match=rf'cbs=RobustLoss\({loss.__name__}\(\)\)'): fit(make_learn(loss_func=loss()))
