@@ -729,8 +729,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'sesemi_fastai/precision.py'),
                                          'sesemi_fastai.precision.chosen_precision': ( 'precision.html#chosen_precision',
                                                                                        'sesemi_fastai/precision.py'),
-                                         'sesemi_fastai.precision.in_channels_last': ( 'precision.html#in_channels_last',
-                                                                                       'sesemi_fastai/precision.py'),
                                          'sesemi_fastai.precision.keep_memory': ( 'precision.html#keep_memory',
                                                                                   'sesemi_fastai/precision.py'),
                                          'sesemi_fastai.precision.meets_one_pixel': ( 'precision.html#meets_one_pixel',

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import torch, torch.nn.functional as F
 from torch import nn
-from fastai.vision.all import Callback,CancelFitException,Learner,CrossEntropyLossFlat,OptimWrapper,default_device
+from fastai.vision.all import Callback,CancelFitException,ChannelsLast,Learner,CrossEntropyLossFlat,OptimWrapper,default_device
 from .core import InputError,progress
 from .arch import make_model
 from .callback import SESEMI
 from .data import table_dls
-from .precision import best_precision,in_channels_last,keep_memory
+from .precision import best_precision,keep_memory
 from .record import device_info,git_commit,image_sizes,versions
 from .rotation import rotate_batch
 from .stream import UnlabeledStream
@@ -207,9 +207,9 @@ def _warm(learn):
 def best_mode(
     device # Where it runs
 ) -> str: # Such as bf16; fp32 in channels-last layout is not the same as `fp32`
-    "What `to_precision` takes on the device, as it is called here"
+    "The best mode of the device, as it is called here"
     best = best_precision(device)
-    return 'fp32, channels-last' if best == 'fp32' and in_channels_last(best, device) else best
+    return 'fp32, channels-last' if best == 'fp32' and torch.device(device).type == 'cpu' else best
 
 def contenders(
     df:pd.DataFrame, # Table with columns `path`, `label`, `is_valid`
@@ -226,9 +226,11 @@ def contenders(
     def dls(store=None): return table_dls(df, path, size, 4*bs, aug='sesemi', store=store, num_workers=0 if store else workers)
     def learner(dls, precision, *cbs):
         learn = Learner(dls, make_model(arch, dls.c), loss_func=CrossEntropyLossFlat(), opt_func=lambda p,**kw: OptimWrapper(p, _sgd, **kw), cbs=cbs)
-        return learn.to_precision(precision) if precision else learn
+        if not precision: return learn
+        learn.to_precision(precision)
+        return learn.add_cb(ChannelsLast()) if mode.endswith('channels-last') else learn
     def sesemi(dls, precision): return LearnerSteps(learner(dls, precision, SESEMI(bs=bs)), keep=bool(precision))
-    def bare(keep): return BareStep(arch, size, bs, best, device, keep, in_channels_last(best, device))
+    def bare(keep): return BareStep(arch, size, bs, best, device, keep, channels_last=mode != 'fp32')
     files,stored = dls(),dls(store)
     if torch.device(device).type == 'cuda': stored.store.to(device)
     train = df[~df.is_valid]

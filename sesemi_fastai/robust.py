@@ -21,13 +21,15 @@ from .phase import around_next_phase
 # %% ../nbs/11_robust.ipynb #184fb202
 class TrainingLoss:
     "What the losses share: labels as one number an image, and fastai's `reduction`"
-    y_int = True
+    y_int,ready = True,False # `ready`: within an epoch that has begun with `begin`, for losses that remember
     def __init__(self): self.reduction = 'mean'
     def __call__(self,
         pred:Tensor, # Logits, [B,K]
         targ:Tensor, # Labels, [B], int64
         **kwargs
     ) -> Tensor: # Loss in nats; [B] with reduction 'none'
+        if pred.ndim != 2: raise InputError(f"{type(self).__name__} takes logits of one class an image, [B,K], not {list(pred.shape)}")
+        if targ.ndim == 2 and targ.shape[1] == 1: targ = targ[:,0] # as tabular loaders give them
         res = self.per_image(pred.as_subclass(Tensor).float(), targ)
         reduction = kwargs.get('reduction', self.reduction)
         return res.mean() if reduction == 'mean' else res.sum() if reduction == 'sum' else res
@@ -35,9 +37,8 @@ class TrainingLoss:
     def decodes(self, pred): return pred.argmax(-1)
     def _images(self, targ):
         "Which images the labels belong to; None where that is not known"
-        idx = getattr(targ, 'idx', None)
-        if idx is None and getattr(self, self.remembers) is None: raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
-        return idx
+        if not self.ready: raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
+        return getattr(targ, 'idx', None)
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in signature(type(self).__init__).parameters if k != 'self')})"
 
 def _checked(
@@ -48,7 +49,7 @@ def _checked(
     if not 0 <= beta < 1 or not 0 <= lam < math.inf: raise InputError(f"beta={beta}, lam={lam}: give a share from 0 to below 1, and a factor that is not negative")
     return float(beta),float(lam)
 
-def _plain(targ): return targ.as_subclass(Tensor)
+def _plain(targ): return targ.as_subclass(Tensor).long()
 def _of_label(logp, targ): return logp.gather(1, _plain(targ)[:,None])[:,0]
 
 class GCE(TrainingLoss):
@@ -107,7 +108,7 @@ class TemporalTargets(TrainingLoss):
         "Be ready for an epoch over `n` images; targets that are there stay"
         if self.targets is not None: self.targets = self.targets.to(device) if len(self.targets) == n else None
         if self.targets is None: self.passes = 0.
-        self.n = n
+        self.n,self.ready = n,True
 
     def _updated(self, idx, p):
         "The targets of the images, after this prediction"
@@ -165,8 +166,8 @@ class ForwardCorrection(TemporalTargets):
     ):
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
         for k,v in dict(takeover=takeover, **({} if doubt is None else dict(doubt=doubt))).items():
-            if not isinstance(v, (tuple,list)) or len(v) != 2 or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
-        if doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
+            if not isinstance(v, (tuple,list)) or len(v) != 2 or not all(isinstance(o, (int,float)) for o in v) or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
+        if lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
         self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),doubt and tuple(doubt)
@@ -271,6 +272,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def _put_back(self, loss, old):
         "The Learner has its own loss again, and so has `MixUp`, which keeps it for the next fit"
         self.learn.loss_func,self.own = old,None
+        if hasattr(loss, 'ready'): loss.ready = False
         for cb in self.learn.cbs:
             if vars(cb).get('old_lf') is loss: cb.old_lf = old
 

@@ -48,7 +48,7 @@ class SmallLoss(TrainingLoss):
     ):
         "Choose the images of an epoch over `n` images"
         self.losses = torch.zeros(n, device=device) if self.losses is None or len(self.losses) != n else self.losses.to(device)
-        self.rejected = torch.zeros(n, dtype=torch.bool, device=device)
+        self.rejected,self.ready = torch.zeros(n, dtype=torch.bool, device=device),True
         known = self.losses > 0
         if done < self.start or known.sum() < 2: return
         self.rejected[known] = probability_clean(self.losses[known]) <= self.threshold

@@ -441,6 +441,21 @@ def test_as_the_loss_of_a_learner(make_learn, tmp_path, loss):
     for o in (learn, load_learner(tmp_path/'e.pkl')):
         with o.no_bar(): assert o.predict(item)[0] == learn.dls.vocab[classes[0]]
 
+@pytest.mark.parametrize('cbs', [[], [LabelReport]], ids=['alone','with an index'])
 @pytest.mark.parametrize('loss', [ELR, ForwardCorrection, SmallLoss])
-def test_a_loss_that_remembers_is_no_loss_func(make_learn, loss):
-    with pytest.raises(InputError, match=rf'cbs=RobustLoss\({loss.__name__}\(\)\)'): fit(make_learn(loss_func=loss()))
+def test_a_loss_that_remembers_is_no_loss_func(make_learn, loss, cbs):
+    says = rf'cbs=RobustLoss\({loss.__name__}\(\)\)'
+    with pytest.raises(InputError, match=says): fit(make_learn(loss_func=loss(), cbs=[o() for o in cbs]))
+    used = fit(make_learn(cbs=RobustLoss(loss()))).robust_loss.loss_func_of_training
+    with pytest.raises(InputError, match=says): fit(make_learn(loss_func=used, cbs=[o() for o in cbs]))
+
+def test_labels_of_tabular_loaders_and_predictions_of_another_shape():
+    pred,y = torch.randn(4,3),torch.tensor([0,1,2,0])
+    for loss in (GCE(), SCE(), Bootstrap(), Bootstrap(.8, hard=True)):
+        assert torch.equal(loss(pred, y[:,None].to(torch.int8)), loss(pred, y))
+        with pytest.raises(InputError, match='one class an image'): loss(pred[:,:,None], y[:,None])
+
+def test_settings_of_the_correction():
+    ForwardCorrection(takeover=(30,60)) # without regularisation nothing is doubted
+    for kw,says in ((dict(lam=3, takeover=(30,60)),'from 30 on'), (dict(takeover=('a','b')),'two numbers')):
+        with pytest.raises(InputError, match=says): ForwardCorrection(**kw)
