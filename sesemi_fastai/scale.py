@@ -14,9 +14,10 @@ from PIL import Image
 from fastai.vision.all import CrossEntropyLossFlat,Learner,OptimWrapper,default_device
 from .core import InputError,progress
 from .arch import make_model
-from .bench import InputAlone,LearnerSteps,best_mode
+from .bench import InputAlone,LearnerSteps
 from .callback import SESEMI
 from .data import table_dls
+from .precision import best_precision
 from .record import device_info,git_commit,versions
 from .stream import UnlabeledStream
 
@@ -96,7 +97,7 @@ def scale_record(
     with tempfile.TemporaryDirectory() as folder:
         draw_files(folder)
         points = [_measured(folder, o, kwargs) for o in progress(cost_points(axes))]
-    return dict(kind='scale', settings=dict(arch='resnet18') | kwargs, best=best_mode(default_device()), points=[{k:round(v, 7) if isinstance(v, float) else v for k,v in o.items()} for o in points],
+    return dict(kind='scale', settings=dict(arch='resnet18') | kwargs, best=best_precision(default_device()), points=[{k:round(v, 7) if isinstance(v, float) else v for k,v in o.items()} for o in points],
                 **device_info(), versions=versions(), commit=git_commit())
 
 # %% ../nbs/40_scale.ipynb #22782c54
