@@ -910,6 +910,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sesemi_fastai.robust._checked': ('robust.html#_checked', 'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust._of_label': ('robust.html#_of_label', 'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust._plain': ('robust.html#_plain', 'sesemi_fastai/robust.py'),
+                                      'sesemi_fastai.robust._reduction': ('robust.html#_reduction', 'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust._way': ('robust.html#_way', 'sesemi_fastai/robust.py')},
             'sesemi_fastai.rotation': { 'sesemi_fastai.rotation._check_square': ( 'rotation.html#_check_square',
                                                                                   'sesemi_fastai/rotation.py'),

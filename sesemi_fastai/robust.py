@@ -7,7 +7,7 @@ __all__ = ['TrainingLoss', 'GCE', 'SCE', 'Bootstrap', 'TemporalTargets', 'ELR', 
 
 # %% ../nbs/11_robust.ipynb #1f4b9916
 import math, torch, torch.nn.functional as F
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from inspect import signature
 from torch import Tensor
@@ -209,6 +209,8 @@ class ForwardCorrection(TemporalTargets):
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
 # %% ../nbs/11_robust.ipynb #776d44bf
+def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
+
 class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
@@ -259,10 +261,14 @@ class RobustLoss(ItemIndex, TrainingColumns):
 
     def before_validate(self):
         "An evaluation in the middle of an epoch has the Learner's own loss"
-        if self.own is not None: self.of_batches,self.learn.loss_func = self.learn.loss_func,self.own
+        if self.own is None: return
+        self.of_batches,self.learn.loss_func,self.unreduced = self.learn.loss_func,self.own,ExitStack()
+        if _reduction(self.of_batches) == 'none': self.unreduced.enter_context(self.learn.loss_not_reduced()) # as `get_preds(with_loss=True)` asked of the other loss
 
     def after_validate(self):
-        if self.own is not None: self.learn.loss_func = self.of_batches
+        if self.own is None: return
+        self.unreduced.close()
+        self.learn.loss_func = self.of_batches
 
     def after_epoch(self):
         if self.columns and not self.passive: self.fill_columns(dict(wrong_labels=self.loss_func_of_training.wrong_labels))

@@ -2,7 +2,7 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, ShortEpochCallback, TensorCategory, accuracy, noop, load_learner, ranger)
+from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CrossEntropyLossFlat, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, ShortEpochCallback, TensorCategory, accuracy, noop, load_learner, ranger)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
@@ -246,6 +246,23 @@ def test_evaluation_in_the_middle(make_learn):
             if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1), self.learn.validate()
     learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3) # fastai's Recorder forgets its epochs there
     assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs.min() == 3
+
+@pytest.mark.cell('Robust losses', 'get_preds(with_loss=True) in the middle of training: the loss of each image by the Learner\'s own loss')
+@pytest.mark.parametrize('own', [CrossEntropyLossFlat(), F.cross_entropy])
+@pytest.mark.parametrize('mixup', [(), (MixUp,)])
+def test_losses_of_images_in_the_middle(make_learn, own, mixup):
+    class Looks(Callback):
+        order = 70
+        def after_step(self):
+            if self.learn.lock.locked(): return
+            probs,targs,losses = self.learn.get_preds(ds_idx=1, with_loss=True, act=noop)
+            assert torch.allclose(losses.as_subclass(torch.Tensor), F.cross_entropy(probs, targs.as_subclass(torch.Tensor), reduction='none'), atol=1e-5) and losses.shape == targs.shape
+            self.looked,self.loss_of_training = True,self.learn.loss_func
+            raise CancelFitException
+    learn = make_learn(loss_func=own, cbs=[RobustLoss(GCE()), *(o() for o in mixup), Looks()])
+    fit(learn, 1)
+    assert learn.looks.looked and learn.loss_func is own and getattr(own, 'reduction', 'mean') == 'mean'
+    if not mixup: assert learn.looks.loss_of_training.reduction == 'mean'
 
 class Overflow(Callback):
     "One batch of logits that are no numbers, and no step where the loss is none, as in fp16"
