@@ -12,11 +12,13 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                weights=['core'], noise=['core'], scan=['core'], augment=['batches','core'], corrections=['core'], cleaner=['core'], data=['augment','batches','core','corrections','scan','store'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase'], folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','items','phase'],
-               experiment=['arch','augment','callback','checkpoint','core','corrections','data','distributed','folder','labels','memory','methods','mini','optim','precision','predictions','recipe','record','scan','selection','steps','stream','weights'],
-               study=['core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','record','rotation','stream'],
+               setup=['arch','callback','core','data','labels','memory','methods','mini','optim','precision','predictions','recipe','scan','selection','steps','stream'],
+               checks=['arch','augment','core','methods','optim','precision','setup'],
+               experiment=['checkpoint','checks','core','corrections','data','distributed','folder','labels','optim','recipe','record','scan','setup','weights'],
+               study=['checks','core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','record','rotation','stream'],
                scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','recipe','table'],
                page=['core','curves','labels','predictions','recipe','table'], loggers=['core'],
-               cli=['bench','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe','record','scale','scan','stream','study','table','tree'])
+               cli=['bench','checks','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe','record','scale','scan','setup','stream','study','table','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"

@@ -5,10 +5,10 @@ import numpy as np, pytest, torch, torchvision.transforms as T
 from PIL import Image
 from scipy.stats import ks_2samp
 from fastai.vision.all import Callback, CancelBatchException, Lookahead, PILImage, Pipeline, RandomResizedCrop
-from sesemi_fastai import experiment
+from sesemi_fastai import experiment, setup
 from sesemi_fastai.augment import item_tfms
 from sesemi_fastai.mini import make_mini
-from sesemi_fastai.optim import schedules
+from sesemi_fastai.optim import optimizers, schedules
 from sesemi_fastai.recipe import recipes, resolved
 from test_data import needs_real, real
 
@@ -32,10 +32,10 @@ class Look(Callback):
 def looked_at(mini, recipe, max_epochs=None, **kwargs):
     "A fit of the recipe on the drawn set, with a small network of the same kind, whose steps are skipped"
     config = resolved(dict(recipe=recipe, dataset='own', path=str(mini), size=32, workers=0, arch='resnet18', precision='fp32', **kwargs))
-    learn,_,n_epoch,cbs = experiment._set_up(str(mini), config, config['unlabeled'], None)
+    learn,_,n_epoch,cbs = setup.set_up(str(mini), config, config['unlabeled'], None)
     learn.remove_cbs([o for o in learn.cbs if o.name in ('progress','recorder','memorisation','predictions')])
     look = Look()
-    with learn.no_logging(): schedules[config['sched']](learn, n_epoch, config['lr'], cbs=[look,*cbs], **experiment._warmup(config, n_epoch))
+    with learn.no_logging(): schedules[config['sched']](learn, n_epoch, config['lr'], cbs=[look,*cbs], **setup.warmup_of(config, n_epoch))
     return learn,look
 
 # -- facts of the published code, written down here once more
@@ -56,9 +56,9 @@ def test_the_baseline_of_the_leaderboard():
     config = resolved(dict(recipe='baseline-ranger'))
     want = dict(arch='xse_resnext50_sa', opt='ranger', lr=8e-3, sched='flat_cos', smoothing=.1, bs=64, size=128, unlabeled='none', epoch_unit='labelled')
     assert {k:config[k] for k in want} == want
-    learn = experiment.optimizers['ranger'].opt_func([torch.zeros(1, requires_grad=True)], lr=1)
+    learn = optimizers['ranger'].opt_func([torch.zeros(1, requires_grad=True)], lr=1)
     assert isinstance(learn, Lookahead)
-    assert {k:learn.opt.hypers[0][k] for k in ('mom','sqr_mom','eps')} == dict(mom=.95, sqr_mom=.99, eps=1e-6) and experiment.optimizers['ranger'].wd == .01
+    assert {k:learn.opt.hypers[0][k] for k in ('mom','sqr_mom','eps')} == dict(mom=.95, sqr_mom=.99, eps=1e-6) and optimizers['ranger'].wd == .01
 
 def published_rate(step, max_steps, lr, warmup_steps=0, warmup_lr=0.):
     if step < warmup_steps: return warmup_lr + (lr-warmup_lr)*step/warmup_steps
@@ -103,9 +103,9 @@ def test_a_coupled_step_of_sgd(mini):
 @pytest.mark.parametrize('name,steps', [('sesemi-80ep',418),('sesemi-5ep',558)])
 def test_steps_in_an_epoch_on_the_real_table(name, steps):
     config = resolved(dict(recipe=name, path=str(real), workers=0, precision='fp32'))
-    dls = experiment.make_dls('nette', str(real), 50, size=32, bs=config['bs'])
-    files = experiment.unlabeled_files(dls, config['unlabeled'])
-    n_epoch,(per_epoch,) = experiment._epochs(config, dls, files)
+    dls = setup.make_dls('nette', str(real), 50, size=32, bs=config['bs'])
+    files = setup.unlabeled_files(dls, config['unlabeled'])
+    n_epoch,(per_epoch,) = setup.epochs_of(config, dls, files)
     assert len(files) == 13394 and per_epoch.n == steps and n_epoch == config['epochs']
     assert round(418*128/len(dls.train_ds), 2) == 5.65
 
