@@ -96,7 +96,7 @@ def choose(
     what:str # What it is called in the error
 ):
     "`options[name]`, or an `InputError` that lists the names"
-    if name not in options: raise InputError(f"{what} {name!r} is unknown: choose one of {', '.join(options)}")
+    if not isinstance(name, str) or name not in options: raise InputError(f"{what} {name!r} is unknown: choose one of {', '.join(options)}")
     return options[name]
 
 def shows_bars() -> bool:

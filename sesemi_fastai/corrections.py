@@ -27,7 +27,7 @@ def accepted(
 def _checked(fixes, table):
     "The corrections that change something, if all make sense"
     if missing := [c for c in ('path','action') if c not in fixes]: raise InputError(f"the corrections have no column {missing[0]!r}; they have {', '.join(map(str, fixes.columns))}")
-    fixes = fixes.assign(action=fixes.action.fillna('').str.strip().str.lower().replace('', 'keep'))
+    fixes = fixes.assign(action=fixes.action.fillna('').astype(str).str.strip().str.lower().replace('', 'keep'))
     if len(bad := fixes[~fixes.action.isin(['keep','drop','relabel'])]): raise InputError(f"action {bad.action.iloc[0]!r} of {bad.path.iloc[0]} is unknown: choose keep, drop or relabel")
     fixes = fixes[fixes.action != 'keep']
     if len(bad := fixes.path[fixes.path.duplicated()]): raise InputError(f"{bad.iloc[0]} stands twice in the corrections")

@@ -42,7 +42,6 @@ def cleanlab_scores(
 # %% ../nbs/18_labels.ipynb #5616ed13
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
-    order = 9
     def __init__(self): self.total,self.epochs,self.now,self.of = None,None,None,None
 
     def before_fit(self):
@@ -53,7 +52,7 @@ class LabelReport(ItemIndex):
         super().before_epoch()
         if not self.passive: self.now = None
 
-    def after_pred(self):
+    def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
         p = self.learn.pred.detach().as_subclass(Tensor).float().softmax(1)
         p = torch.cat([p, torch.ones_like(p[:,:1])], 1).where(p.isfinite().all(1, keepdim=True), 0.) # a pass that overflows does not count
@@ -93,7 +92,8 @@ def suspect_frame(
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The ranked list of the training images"
     ds,probs = dls.train_ds,np.asarray(probs)
-    vocab,given = class_names(dls, probs.shape[1]),item_labels(ds)
+    vocab,given = class_names(dls) or class_names(dls, probs.shape[1]),item_labels(ds)
+    probs = probs[:,:len(vocab)] # a network may have more outputs than there are classes
     seen = np.flatnonzero(~np.isnan(probs).any(1))
     names = {k:[v[i] for i in seen] for k,v in item_names(ds, getattr(dls, 'path', None)).items()}
     s = suspects(probs[seen], given[seen])

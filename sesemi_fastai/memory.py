@@ -12,7 +12,7 @@ from fastai.vision.all import Tensor,get_model
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
-from .items import ItemIndex,item_names,unknown
+from .items import ItemIndex,class_name,class_names,item_names,unknown
 
 # %% ../nbs/16_memory.ipynb #53a095e0
 def true_labels(
@@ -24,12 +24,12 @@ def true_labels(
         true = item_names(dls.train_ds).get('true')
         if true is None: return None
     if len(true) != len(dls.train_ds): raise InputError(f"{len(true)} true labels for {len(dls.train_ds)} training images")
-    numbers = {c:i for i,c in enumerate(dls.vocab)}
-    return torch.tensor([-1 if unknown(o) else numbers.get(o, -2) for o in true])
+    numbers = {c:i for i,c in enumerate(class_names(dls))}
+    if not numbers: raise InputError("true labels are class names, and the DataLoaders have none: they have no vocab")
+    return torch.tensor([-1 if unknown(o) else numbers.get(class_name(o), -2) for o in true])
 
 class Memorisation(ItemIndex, TrainingColumns):
     "Show how the training images are predicted: as their given labels, or as their true ones"
-    order = 8
     columns,_of_wrong = ('as_given','wrong_as_true','wrong_as_given','changed'),('wrong_as_true','wrong_as_given')
     def __init__(self,
         true=None # Class name of each training item; a column `true` of the items if None
@@ -53,8 +53,9 @@ class Memorisation(ItemIndex, TrainingColumns):
         self.counts,self.now = torch.zeros(5, device=self.device),torch.zeros(len(self.dls.train_ds), dtype=torch.int32, device=self.device)
 
     def after_loss(self):
-        if not self.training or self.passive: return
-        y,idx = self.learn.yb[0],self.idx
+        if not self.training or self.passive or self.only_rotations: return
+        y = self.labels
+        idx = y.idx
         guess,given = self.learn.pred.detach().as_subclass(Tensor).argmax(1),y.as_subclass(Tensor)
         true = given if self.true_y is None else self.true_y[idx]
         wrong,as_given = (true != given) & (true != -1),guess == given
@@ -64,7 +65,7 @@ class Memorisation(ItemIndex, TrainingColumns):
     def after_epoch(self):
         if self.passive or self.counts is None: return
         seen,given,wrong,as_true,as_given = sum_over_ranks(self.counts).tolist()
-        if not seen: return
+        if not seen: return self.fill_columns(dict.fromkeys(self.columns, float('nan'))) # rotations alone
         known = self.true_y is not None and wrong > 0
         row = dict(as_given=given/seen, wrong_as_true=as_true/wrong if known else None, wrong_as_given=as_given/wrong if known else None, changed=self._changed())
         row = {k:row[k] for k in self.columns}

@@ -58,7 +58,8 @@ class FixMatch(StaysHome):
         if self.passive: return
         if any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError("FixMatch needs unmixed images: leave out MixUp and CutMix")
         chosen_labels(self.learn)
-        self.norm,self.n_images = first(o for o in self.dls.train.after_batch.fs if isinstance(o, Normalize)),0
+        if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"FixMatch augments one image, and the network takes {self.dls.n_inp} inputs: leave it out")
+        self.norm,self.n_images = first(o for o in getattr(self.dls.train.after_batch, 'fs', []) if isinstance(o, Normalize)),0
 
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return

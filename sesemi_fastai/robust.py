@@ -11,7 +11,8 @@ from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from inspect import signature
 from torch import Tensor
-from fastai.vision.all import get_model,num_distrib,risinstance
+from fastai.callback.mixup import MixHandler
+from fastai.vision.all import Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import sum_over_ranks
@@ -29,12 +30,20 @@ class TrainingLoss:
         **kwargs
     ) -> Tensor: # Loss in nats; [B] with reduction 'none'
         if pred.ndim != 2: raise InputError(f"{type(self).__name__} takes logits of one class an image, [B,K], not {list(pred.shape)}")
-        if targ.ndim == 2 and targ.shape[1] == 1: targ = targ[:,0] # as tabular loaders give them
+        if targ.ndim == 2 and targ.shape[1] == 1: targ = targ[:,0] # as tabular loaders give them; `RobustLoss` is for images
+        self._check(pred, targ)
         res = self.per_image(pred.as_subclass(Tensor).float(), targ)
         reduction = kwargs.get('reduction', self.reduction)
+        if reduction not in ('mean','sum','none'): raise InputError(f"reduction {reduction!r} is unknown: choose mean, sum or none")
         return res.mean() if reduction == 'mean' else res.sum() if reduction == 'sum' else res
+    def _check(self, pred, targ):
+        "`InputError` for labels that are not one class for each image; whether there is such a class is looked at on a CPU only, as a GPU would have to wait"
+        if targ.ndim != 1 or targ.is_floating_point() or len(targ) != len(pred): raise InputError(f"labels of shape {list(targ.shape)} and type {targ.dtype}: {type(self).__name__} needs the number of one class for each of {len(pred)} images")
+        if targ.device.type == 'cpu' and len(targ) and not (0 <= targ.min() and targ.max() < pred.shape[1]): raise InputError(f"labels from {targ.min():d} to {targ.max():d}, and a network of {pred.shape[1]} classes: it needs n_out=dls.c")
     def activation(self, pred): return pred.softmax(-1)
     def decodes(self, pred): return pred.argmax(-1)
+    @property
+    def name(self): raise InputError(f"{type(self).__name__} is a loss: among callbacks it is cbs=RobustLoss({type(self).__name__}())")
     def _images(self, targ):
         "Which images the labels belong to; None where that is not known"
         if not self.ready: raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
@@ -69,7 +78,7 @@ class SCE(TrainingLoss):
         beta:float=1., # Factor of the reverse cross-entropy
         log_zero:float=-9.210340371976184 # What stands for log 0: log 1e-4
     ):
-        if alpha < 0 or beta < 0 or log_zero > 0: raise InputError(f"alpha={alpha}, beta={beta}, log_zero={log_zero}: give factors that are not negative, and a logarithm of a number up to 1")
+        if not (alpha >= 0 and beta >= 0 and log_zero <= 0): raise InputError(f"alpha={alpha}, beta={beta}, log_zero={log_zero}: give factors that are not negative, and a logarithm of a number up to 1")
         super().__init__()
         self.alpha,self.beta,self.log_zero = float(alpha),float(beta),float(log_zero)
     def per_image(self, pred, targ):
@@ -137,6 +146,7 @@ class ELR(TemporalTargets):
         lam:float=3., # Factor of the regularisation
         label_smoothing:float=0. # For the cross-entropy
     ):
+        if not 0 <= label_smoothing <= 1: raise InputError(f"label_smoothing={label_smoothing}: give a share from 0 to 1")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
         self.label_smoothing = float(label_smoothing)
@@ -209,6 +219,13 @@ class ForwardCorrection(TemporalTargets):
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
 
 # %% ../nbs/11_robust.ipynb #776d44bf
+def _of_all_ranks(after, before):
+    "What all processes remember; of images that several have seen, as loaders of equal length need, the mean"
+    if before is None: before = torch.zeros_like(after)
+    new = after-before
+    seen = sum_over_ranks((new.reshape(len(new), -1) != 0).any(1).float()).clamp(min=1)
+    return before + sum_over_ranks(new)/seen.reshape(-1, *[1]*(new.ndim-1))
+
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
 
 class RobustLoss(ItemIndex, TrainingColumns):
@@ -216,8 +233,12 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
     ):
-        if not callable(loss): raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
+        if not callable(loss) or isinstance(loss, Callback): raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
         self.loss_func_of_training,self.of,self.own = loss() if isinstance(loss, type) else loss,None,None
+
+    def __call__(self, event_name, *labels):
+        if labels: raise InputError("RobustLoss is a callback: give it as cbs= instead of loss_func=")
+        super().__call__(event_name)
 
     @property
     def columns(self): return ('wrong_labels',) if hasattr(type(self.loss_func_of_training), 'wrong_labels') else ()
@@ -227,6 +248,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         self.hide_columns()
         if self.passive: return
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
+        if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
         if self.of not in (None,now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = now
@@ -247,8 +269,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         self.learn.loss_func,self.own = loss,old
         try: yield
         finally: self._put_back(loss, old)
-        if num_distrib() > 1 and (after := self._memory()) is not None:
-            setattr(loss, loss.remembers, sum_over_ranks(after-before).add_(before) if before is not None else sum_over_ranks(after))
+        if num_distrib() > 1 and (after := self._memory()) is not None: setattr(loss, loss.remembers, _of_all_ranks(after, before))
 
     def after_pred(self):
         "A loss that remembers has to know the images"

@@ -31,7 +31,7 @@ def probability_clean(
 # %% ../nbs/12_selection.ipynb #bcfff3d9
 class SmallLoss(TrainingLoss):
     "Cross-entropy of the images whose label looks right"
-    remembers = 'losses'
+    remembers,unmixed = 'losses',True
     def __init__(self,
         start:float=.25, # Share of the fit in which all labels count
         threshold:float=.5, # Probability above which a label counts
@@ -54,7 +54,7 @@ class SmallLoss(TrainingLoss):
         self.rejected[known] = probability_clean(self.losses[known]) <= self.threshold
 
     def per_image(self, pred, targ):
-        ce = F.cross_entropy(pred, targ.as_subclass(Tensor), reduction='none')
+        ce = F.cross_entropy(pred, targ.as_subclass(Tensor).long(), reduction='none')
         if (idx := self._images(targ)) is None: return ce
         self._note(idx, ce.detach())
         counts = ~self.rejected
@@ -88,7 +88,8 @@ def rejected_items(
     allowed=None # Places of the items that may be given; all if None
 ): # Items of `dls.train_ds`
     "The training items whose labels do not count in this epoch; all of them while they would not fill a labelled and an unlabeled batch"
-    rejected,items = chosen_labels(learn).rejected,learn.dls.train_ds.items
+    rejected,items = chosen_labels(learn).rejected,getattr(learn.dls.train_ds, 'items', None)
+    if items is None: raise InputError("the training set has no items to turn: rejected images need one of a DataBlock or Datasets")
     allowed = range(len(items)) if allowed is None else allowed
     where = [] if rejected is None else [i for i,o in enumerate(rejected.tolist()) if o and i in allowed]
     sesemi = first(o for o in learn.cbs if isinstance(o, SESEMI))

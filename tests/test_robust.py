@@ -2,19 +2,20 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CrossEntropyLossFlat, CSVLogger, CutMix, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, SGD, ShortEpochCallback, TensorCategory, accuracy, noop, load_learner, ranger)
+from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat, CSVLogger, CutMix, DataBlock, GradientAccumulation, ImageBlock, IndexSplitter, LabelSmoothingCrossEntropyFlat, MixUp, Resize, SGD, ShortEpochCallback, TensorCategory, accuracy, get_image_files, noop, load_learner, ranger)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
 from sesemi_fastai.items import ItemIndex, indexed
 from sesemi_fastai.average import EMA
-from sesemi_fastai.labels import LabelReport
+from sesemi_fastai.labels import LabelReport, average_precision, truly_wrong
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.methods import method_title, methods, robust_cbs
 from sesemi_fastai.predictions import Predictions
 from sesemi_fastai.pseudo import FixMatch
 from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, ForwardCorrection, RobustLoss
 from sesemi_fastai.selection import SmallLoss, chosen_labels, rejected_items
+from conftest import tiny_model
 from test_callback import CLEAN, Boom, Quiet, fit, traces
 from test_cli import last, run, small
 from test_resume import Crash, mini
@@ -52,7 +53,9 @@ def test_plain_training_does_not_see_the_index(make_learn):
 @pytest.mark.parametrize('name', every)
 @pytest.mark.parametrize('extra', [[], ['SESEMI'], ['MixUp'], ['CutMix'], ['bf16'], ['accumulation'], ['SESEMI','MixUp','bf16','accumulation']], ids='+'.join)
 def test_every_loss_in_company(make_learn, name, extra):
-    if name == 'fixmatch' and {'MixUp','CutMix'} & {*extra}: extra = [o for o in extra if o not in ('MixUp','CutMix')]
+    if name in ('smallloss','fixmatch') and {'MixUp','CutMix'} & {*extra}:
+        with pytest.raises(InputError, match='needs unmixed images'): fit(make_learn(cbs=[*robust_cbs(name), MixUp()]))
+        extra = [o for o in extra if o not in ('MixUp','CutMix')]
     cbs = dict(SESEMI=SESEMI, MixUp=MixUp, CutMix=CutMix, accumulation=lambda: GradientAccumulation(16))
     robust = robust_cbs(name)
     if name == 'auto': robust[0].loss_func_of_training.takeover,robust[0].loss_func_of_training.doubt = (0,2),(0,1) # in two epochs
@@ -476,3 +479,79 @@ def test_settings_of_the_correction():
     ForwardCorrection(takeover=(30,60)) # without regularisation nothing is doubted
     for kw,says in ((dict(lam=3, takeover=(30,60)),'from 30 on'), (dict(takeover=('a','b')),'two numbers')):
         with pytest.raises(InputError, match=says): ForwardCorrection(**kw)
+
+@pytest.mark.cell('Robust losses', 'another callback draws from the training loader in the middle of the pass (one_batch, show_batch): labels still know their image')
+@pytest.mark.parametrize('workers', [0,2])
+def test_a_batch_is_drawn_in_the_middle(make_learn, make_dls, workers):
+    class Draws(Callback):
+        def before_train(self): self.dls.train.one_batch()
+        def after_batch(self):
+            if self.training and self.iter in (0,2): self.dls.train.one_batch()
+    dls = make_dls()
+    dls.train.fake_l.num_workers = workers
+    items = fit(make_learn(dls=dls, cbs=[ItemIndex(), Memorisation(), LabelReport(), Draws(), Items()])).items
+    assert len(items.seen) == len({*items.seen}) == 48
+
+@pytest.mark.cell('Robust losses', 'CutMix: the label is that of the larger part')
+def test_the_larger_part_of_mixed_images(make_learn):
+    class Parts(Callback):
+        order = 90
+        def before_fit(self): self.swapped = 0
+        def after_loss(self):
+            if not self.training: return
+            mix = self.learn.cut_mix
+            want = self.learn.yb[0] if mix.lam >= .5 else mix.yb1[0]
+            assert torch.equal(self.learn.memorisation.idx, want.idx) and torch.equal(self.learn.memorisation.labels.as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))
+            self.swapped += (mix.lam < .5).item()
+    assert 0 < fit(make_learn(cbs=[Memorisation(), LabelReport(), CutMix(), Parts()]), 6).parts.swapped < 36
+
+@pytest.mark.cell('Robust losses', 'epochs of rotations alone have no figures')
+def test_rotations_alone_are_not_counted(make_learn):
+    learn = fit(make_learn(cbs=[SESEMI(bs=4, rot_only=2), Memorisation()]), 4)
+    names,values = list(learn.recorder.metric_names[1:-1]),learn.recorder.values
+    changed = [row[names.index('changed')] for row in values]
+    assert len(learn.memorisation.history) == 2 and all(np.isnan(changed[:2])) and changed[2] == 1 and 0 <= changed[3] <= 1
+
+@pytest.mark.cell('Robust losses', 'labels that are numbers, with gaps in the true ones; a network with more outputs than classes')
+def test_labels_that_are_numbers(make_learn, image_folder):
+    files = get_image_files(image_folder)
+    classes = sorted({o.parent.name for o in files})
+    df = pd.DataFrame(dict(path=files, label=[classes.index(o.parent.name) for o in files]))
+    df['true'] = df.label.astype(float)
+    df.loc[:5, 'true'] = float('nan')
+    df.loc[6:9, 'label'] = (df.label.loc[6:9]+1) % 3
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=IndexSplitter(range(48, 60)), item_tfms=Resize(32))
+    learn = fit(make_learn(model=tiny_model(5), dls=block.dataloaders(df, bs=8, num_workers=0), cbs=[LabelReport(), Memorisation(), Predictions()]))
+    found = learn.label_report.frame()
+    assert len(found) == 48 and truly_wrong(found).sum() == 4 and len(truly_wrong(found)) == 42 and {*found.suggested} <= {'0','1','2'} and [o for o in found if o.startswith('p:')] == ['p:0','p:1','p:2']
+    assert 0 < average_precision(found) <= 1 and learn.memorisation.history[0]['wrong_as_true'] is not None and len(learn.predictions.frame()) == 12
+
+@pytest.mark.cell('Robust losses', 'labels that are not one class an image, too few outputs, a loss among callbacks: one line each')
+@pytest.mark.parametrize('loss', [GCE, SCE, Bootstrap, ELR, ForwardCorrection, SmallLoss])
+def test_wrong_labels_of_a_loss(make_learn, loss):
+    pred = torch.randn(4, 3)
+    for y in (torch.rand(4), torch.eye(3)[[0,1,2,0]], torch.tensor([0,1])):
+        with pytest.raises(InputError, match='needs the number of one class'): loss()(pred, y)
+    for y in ([0,1,2,3], [-1,0,1,2]):
+        with pytest.raises(InputError, match='n_out=dls.c'): loss()(pred, torch.tensor(y))
+    with pytest.raises(InputError, match='is a loss: among callbacks'): make_learn(cbs=loss())
+    with pytest.raises(InputError, match='is a callback: give it as cbs='): fit(make_learn(loss_func=RobustLoss(loss())))
+    with pytest.raises(InputError, match='n_out=dls.c'): fit(make_learn(model=tiny_model(2), cbs=RobustLoss(loss())))
+
+def test_settings_that_make_no_sense():
+    for wrong in (lambda: ELR(label_smoothing=2), lambda: SCE(float('nan')), lambda: RobustLoss(EMA()), lambda: robust_cbs(['elr','ema']), lambda: GCE()(torch.zeros(1, 2), torch.tensor([0]), reduction='foo')):
+        with pytest.raises(InputError): wrong()
+
+@pytest.mark.cell('Robust losses', 'labels of few bits (int8, int32): SmallLoss, as every loss')
+def test_small_integers():
+    pred = torch.randn(4, 3)
+    for loss in (SmallLoss(), GCE()):
+        if hasattr(loss, 'begin'): loss.begin(4, 'cpu')
+        for dtype in (torch.int8, torch.int32): torch.testing.assert_close(loss(pred, torch.tensor([0,1,2,0], dtype=dtype)), loss(pred, torch.tensor([0,1,2,0])))
+
+def test_several_processes_remember_an_image_that_both_have_seen(monkeypatch):
+    "The mean of what they remember, instead of twice the change"
+    from sesemi_fastai import robust
+    before,a,b = torch.zeros(3, 2),torch.tensor([[1.,0],[0,0],[.5,.5]]),torch.tensor([[0.,0],[0,1],[.1,.9]])
+    monkeypatch.setattr(robust, 'sum_over_ranks', lambda t: t + (b if t.ndim == 2 else (b != 0).any(1).float()))
+    torch.testing.assert_close(robust._of_all_ranks(a, before), torch.tensor([[1.,0],[0,1],[.3,.7]]))
