@@ -178,6 +178,7 @@ def table_dls(
     _check_builder(size, kwargs)
     df,unlabeled = checked_table(df, path, check_links=False, repeats=True),list(unlabeled)
     whole = df
+    if not isinstance(corrections, (str,Path,pd.DataFrame,type(None))): raise InputError(f"corrections={corrections!r}: give a CSV file, or a DataFrame as in the notebook corrections")
     if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False, repeats=True)
     faults,scanned = None,[*df.path, *unlabeled] if bad_images else None
     if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), unlabeled, bad_images)

@@ -4,9 +4,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai.core import InputError
+from sesemi_fastai.corrections import corrected
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, read_labels, self_confidence
 from sesemi_fastai.memory import Memorisation
+from sesemi_fastai.mini import mini_dls
 from sesemi_fastai.predictions import Predictions
 from test_cli import last, run, small
 from test_resume import mini
@@ -259,3 +261,9 @@ def test_names_in_loaders_of_fastai(mini, kind):
     for df in (learn.label_report.frame(), learn.predictions.frame()):
         assert len(df) and set(df.path) <= set(t.path)
         if kind != 'folder': assert (df.label == df.path.map(t.set_index('path').label)).all()
+
+def test_corrections_that_are_no_table(mini):
+    for wrong in (dict(path=['a'], action=['drop']), ['a']):
+        with pytest.raises(InputError, match='give a CSV file, or a DataFrame'): mini_dls(50, 32, str(mini), bs=8, num_workers=0, corrections=wrong)
+    numbers = pd.DataFrame(dict(path=['a'], action=[1]))
+    with pytest.raises(InputError, match="action '1' of a is unknown"): corrected(pd.DataFrame(dict(path=['a'], label=['x'], is_valid=[False])), numbers)
