@@ -54,8 +54,7 @@ class Memorisation(ItemIndex, TrainingColumns):
 
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
-        y = self.labels
-        idx = y.idx
+        y,idx = self.labels,self.idx
         guess,given = self.learn.pred.detach().as_subclass(Tensor).argmax(1),y.as_subclass(Tensor)
         true = given if self.true_y is None else self.true_y[idx]
         wrong,as_given = (true != given) & (true != -1),guess == given

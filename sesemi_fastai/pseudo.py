@@ -12,7 +12,6 @@ from torch import nn
 from torch import Tensor
 from torchvision.transforms import v2
 from fastai.vision.all import Normalize,first,get_model,num_distrib
-from fastai.callback.mixup import MixHandler
 from .callback import SESEMI
 from .core import InputError
 from .phase import StaysHome
@@ -56,7 +55,6 @@ class FixMatch(StaysHome):
 
     def before_fit(self):
         if self.passive: return
-        if any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError("FixMatch needs unmixed images: leave out MixUp and CutMix")
         chosen_labels(self.learn)
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"FixMatch augments one image, and the network takes {self.dls.n_inp} inputs: leave it out")
         self.norm,self.n_images = first(o for o in getattr(self.dls.train.after_batch, 'fs', []) if isinstance(o, Normalize)),0

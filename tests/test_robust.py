@@ -555,3 +555,11 @@ def test_several_processes_remember_an_image_that_both_have_seen(monkeypatch):
     before,a,b = torch.zeros(3, 2),torch.tensor([[1.,0],[0,0],[.5,.5]]),torch.tensor([[0.,0],[0,1],[.1,.9]])
     monkeypatch.setattr(robust, 'sum_over_ranks', lambda t: t + (b if t.ndim == 2 else (b != 0).any(1).float()))
     torch.testing.assert_close(robust._of_all_ranks(a, before), torch.tensor([[1.,0],[0,1],[.3,.7]]))
+
+@pytest.mark.parametrize('cb', [Memorisation, LabelReport, lambda: RobustLoss(ELR())])
+def test_labels_that_another_callback_has_changed(make_learn, cb):
+    class Changes(Callback):
+        order = 30
+        def before_batch(self):
+            if self.training: self.learn.yb = (self.yb[0].as_subclass(torch.Tensor).flip(0),)
+    with pytest.raises(InputError, match='another callback has changed the labels'): fit(make_learn(cbs=[cb(), Changes()]))
