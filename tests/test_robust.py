@@ -563,3 +563,16 @@ def test_labels_that_another_callback_has_changed(make_learn, cb):
         def before_batch(self):
             if self.training: self.learn.yb = (self.yb[0].as_subclass(torch.Tensor).flip(0),)
     with pytest.raises(InputError, match='another callback has changed the labels'): fit(make_learn(cbs=[cb(), Changes()]))
+
+@pytest.mark.cell('Robust losses', 'two input images: the list of labels; FixMatch is refused in one line')
+def test_two_inputs(make_learn, image_folder):
+    class Two(torch.nn.Module):
+        def __init__(self): super().__init__(); self.net = tiny_model()
+        def forward(self, a, b): return self.net(a) + self.net(b)
+    df = pd.DataFrame(dict(path=get_image_files(image_folder)))
+    df['label'] = [o.parent.name for o in df.path]
+    block = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, getters=[ColReader('path'), ColReader('path'), ColReader('label')], splitter=IndexSplitter(range(48, 60)), item_tfms=Resize(32))
+    learn = lambda *cbs: make_learn(model=Two(), dls=block.dataloaders(df, bs=8, num_workers=0), cbs=[*cbs])
+    found = fit(learn(LabelReport())).label_report.frame()
+    assert len(found) == 48 and (found.label == [df.label[i] for i in found.item]).all()
+    with pytest.raises(InputError, match='takes 2 inputs'): fit(learn(RobustLoss(SmallLoss()), FixMatch()))
