@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'sesemi_fastai.core.choose': ('core.html#choose', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core.image_files': ('core.html#image_files', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core.make_folder': ('core.html#make_folder', 'sesemi_fastai/core.py'),
+                                    'sesemi_fastai.core.need_numbers': ('core.html#need_numbers', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core.one_line': ('core.html#one_line', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core.place_of_file': ('core.html#place_of_file', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core.progress': ('core.html#progress', 'sesemi_fastai/core.py'),

@@ -10,7 +10,7 @@ import torch
 from contextlib import contextmanager
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fastai.vision.all import Lookahead,get_model
-from .core import InputError
+from .core import InputError,need_numbers
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/14_average.ipynb #f28b0e12
@@ -20,6 +20,7 @@ class EMA(StaysHome):
     def __init__(self,
         decay:float|None=None # Share of the average that a step keeps; None for a half-life of a fiftieth of the fit
     ):
+        if decay is not None: need_numbers(decay=decay)
         if decay is not None and not 0 <= decay < 1: raise InputError(f"decay={decay:g}: give a share from 0 to below 1")
         self.decay,self.average,self.own,self.steps,self._now = decay,None,None,0,None
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
 from fastai.vision.all import DataLoader,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
-from .core import InputError
+from .core import InputError,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch
 from .stream import UnlabeledStream,is_transductive
@@ -117,6 +117,8 @@ class SESEMI(TrainingColumns):
         "Settings that cannot work"
         if self.bn not in ('separate','joint'): raise InputError(f"bn={self.bn!r}: choose 'separate' or 'joint'")
         if self.turns not in ('all','one'): raise InputError(f"turns={self.turns!r}: choose 'all' or 'one'")
+        need_numbers(rampup=self.rampup, rot_only=self.rot_only, turned=self.turned, **({} if callable(self.weight) else dict(weight=self.weight)))
+        need_numbers(whole=True, seed=self.seed, every=self.every, **{k:v for k,v in dict(bs=self.bs, size=self.size, num_workers=self.num_workers).items() if v is not None})
         if not callable(self.weight) and self.weight < 0 or self.rampup < 0: raise InputError("weight and rampup must not be negative")
         if self.bs is not None and self.bs < 1: raise InputError(f"bs={self.bs}: at least one unlabeled image is needed in a step")
         if self.every < 1 or self.rot_only < 0: raise InputError("every must be at least 1, and rot_only must not be negative")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.vision.all import (L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
-from .core import InputError,RunStopped,atomic_path,one_line
+from .core import InputError,RunStopped,atomic_path,need_numbers,one_line
 from .distributed import gathered,plain_dl,states_for_here
 from .phase import StaysHome
 
@@ -103,6 +103,7 @@ class Checkpoint(StaysHome):
         keep:int=2, # Files kept of a fit
         config:dict|None=None # What the run is; a checkpoint of another is refused
     ):
+        need_numbers(whole=True, every=every, keep=keep)
         if every < 1 or keep < 1: raise InputError("every and keep must be at least 1")
         self.folder,self.resume,self.every,self.keep,self.config = Path(folder),resume,every,keep,config
         self.n_fit,self.start,self._state = 0,0,None

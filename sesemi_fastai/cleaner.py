@@ -8,7 +8,7 @@ __all__ = ['LabelCleaner']
 # %% ../nbs/27_cleaner.ipynb #577e9be2
 from pathlib import Path
 import pandas as pd
-from .core import InputError,write_text
+from .core import InputError,need_numbers,write_text
 
 # %% ../nbs/27_cleaner.ipynb #40f2e9cb
 _columns = 'path','label','suggested','score','action','new_label'
@@ -35,6 +35,7 @@ class LabelCleaner:
         try: from fastai.vision.widgets import ImagesCleaner,HBox,VBox,Button,Label
         except ImportError: raise InputError("this needs ipywidgets: pip install 'sesemi_fastai[widgets]'") from None
         if missing := [o for o in _columns[:4] if o not in df]: raise InputError(f"the list has no column {missing[0]!r}: it should come from a label report, of DataLoaders whose items are image files")
+        need_numbers(whole=True, n=n, size=size)
         if n < 1: raise InputError(f"n={n}: show at least one image")
         self.df,self.path,self.fname,self.n,self.before,self.page = df.reset_index(drop=True),Path(path),fname,n,_decided(fname),0
         self.chosen = {o.path:(o.action,o.new_label) for o in self.before.itertuples()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
 from .corrections import corrected
-from .core import InputError,image_files
+from .core import InputError,image_files,need_numbers
 from .augment import item_tfms
 from .batches import StoredImageBlock
 from .scan import scan_images,usable
@@ -249,6 +249,7 @@ def imagewang_dls(
 
 # %% ../nbs/28_data.ipynb #4d445257
 def _own_split(df, valid_pct, seed):
+    need_numbers(valid_pct=valid_pct)
     if not 0 < valid_pct < 1: raise InputError(f"valid_pct={valid_pct}: give a share between 0 and 1")
     shuffled = df.sample(frac=1, random_state=seed)
     place,count = (shuffled.groupby('label').cumcount(),shuffled.groupby('label').label.transform('size'))

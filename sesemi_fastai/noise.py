@@ -7,7 +7,7 @@ __all__ = ['add_label_noise']
 
 # %% ../nbs/23_noise.ipynb #b7261635
 import numpy as np, pandas as pd
-from .core import InputError
+from .core import InputError,need_numbers
 
 # %% ../nbs/23_noise.ipynb #ec4d6d06
 def _checked_classes(labels, classes):
@@ -18,6 +18,7 @@ def _checked_classes(labels, classes):
 
 def _symmetric(y, k, noise, include_true, rng):
     "Class numbers with a share `noise` drawn anew"
+    need_numbers(noise=noise)
     if not 0 <= noise <= 1: raise InputError(f"noise={noise}: give a share between 0 and 1, such as 0.5 for half the labels")
     chosen = rng.choice(len(y), round(noise*len(y)), replace=False)
     y = y.copy()

@@ -15,7 +15,7 @@ import torch
 from torch.optim.adamw import adamw
 from fastcore.meta import delegates
 from fastai.vision.all import L,Learner,Lookahead,OptimWrapper,Optimizer,ParamScheduler,RAdam,ranger,patch
-from .core import InputError
+from .core import InputError,need_numbers
 
 # %% ../nbs/31_optim.ipynb #7d82ff77
 def centralise(
@@ -147,6 +147,7 @@ def fit_poly(self:Learner,
     **kwargs
 ):
     "Fit with a learning rate that falls as (1-t)^power, step by step"
+    need_numbers(warmup=warmup, warmup_lr=warmup_lr, power=power)
     if not 0 <= warmup < n_epoch: raise InputError(f"warmup={warmup}: the warm-up must be shorter than the {n_epoch} epochs of the fit")
     sched = ParamScheduler({'lr': sched_poly(lr or self.lr, power, warmup/n_epoch, warmup_lr)})
     self.fit(n_epoch, cbs=L(sched)+L(cbs), **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from fastai.vision.all import Normalize,first,get_model,num_distrib
 from .callback import SESEMI
-from .core import InputError
+from .core import InputError,need_numbers
 from .phase import StaysHome
 from .selection import chosen_labels
 from .stream import OwnRandom
@@ -50,6 +50,8 @@ class FixMatch(StaysHome):
         weight:float=1., # Factor of their loss
         seed:int=0 # Seed of the strong augmentation
     ):
+        need_numbers(tau=tau, weight=weight)
+        need_numbers(whole=True, seed=seed)
         if not 0 < tau <= 1 or weight < 0: raise InputError(f"tau={tau:g}, weight={weight:g}: give a probability and a factor that is not negative")
         self.tau,self.weight,self.seed,self.random,self.n_images = tau,weight,seed,OwnRandom(seed),0
 

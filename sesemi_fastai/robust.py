@@ -14,7 +14,7 @@ from torch import Tensor
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
-from .core import InputError
+from .core import InputError,need_numbers
 from .distributed import sum_over_ranks
 from .items import ItemIndex
 from .phase import around_next_phase
@@ -55,7 +55,8 @@ def _checked(
     lam # Not negative
 ): # Both as numbers
     "The settings of a temporal target"
-    if not 0 <= beta < 1 or not 0 <= lam < math.inf: raise InputError(f"beta={beta}, lam={lam}: give a share from 0 to below 1, and a factor that is not negative")
+    need_numbers(beta=beta, lam=lam)
+    if not 0 <= beta < 1 or lam < 0: raise InputError(f"beta={beta}, lam={lam}: give a share from 0 to below 1, and a factor that is not negative")
     return float(beta),float(lam)
 
 def _plain(targ): return targ.as_subclass(Tensor).long()
@@ -66,6 +67,7 @@ class GCE(TrainingLoss):
     def __init__(self,
         q:float=.7 # Between cross-entropy (0) and mean absolute error (1)
     ):
+        need_numbers(q=q)
         if not 0 < q <= 1: raise InputError(f"q={q}: give a number above 0 and up to 1")
         super().__init__()
         self.q = float(q)
@@ -78,6 +80,7 @@ class SCE(TrainingLoss):
         beta:float=1., # Factor of the reverse cross-entropy
         log_zero:float=-9.210340371976184 # What stands for log 0: log 1e-4
     ):
+        need_numbers(alpha=alpha, beta=beta, log_zero=log_zero)
         if not (alpha >= 0 and beta >= 0 and log_zero <= 0): raise InputError(f"alpha={alpha}, beta={beta}, log_zero={log_zero}: give factors that are not negative, and a logarithm of a number up to 1")
         super().__init__()
         self.alpha,self.beta,self.log_zero = float(alpha),float(beta),float(log_zero)
@@ -91,6 +94,7 @@ class Bootstrap(TrainingLoss):
         beta:float=.95, # Share of the given label
         hard:bool=False # Take the predicted class instead of the probabilities; 0.8 is the usual share then
     ):
+        need_numbers(beta=beta)
         if not 0 <= beta <= 1: raise InputError(f"beta={beta}: give a share from 0 to 1")
         super().__init__()
         self.beta,self.hard = float(beta),hard
@@ -146,6 +150,7 @@ class ELR(TemporalTargets):
         lam:float=3., # Factor of the regularisation
         label_smoothing:float=0. # For the cross-entropy
     ):
+        need_numbers(label_smoothing=label_smoothing)
         if not 0 <= label_smoothing <= 1: raise InputError(f"label_smoothing={label_smoothing}: give a share from 0 to 1")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
@@ -174,6 +179,7 @@ class ForwardCorrection(TemporalTargets):
         takeover:tuple=(4,12), # Passes over the images between which it does
         doubt:tuple|None=(20,40) # Passes between which labels that the targets contradict lose their say, with `lam`; None for never
     ):
+        need_numbers(surest=surest, trust=trust)
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
         for k,v in dict(takeover=takeover, **({} if doubt is None else dict(doubt=doubt))).items():
             if not isinstance(v, (tuple,list)) or len(v) != 2 or not all(isinstance(o, (int,float)) for o in v) or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")

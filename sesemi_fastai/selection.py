@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from fastai.vision.all import first,num_distrib
 from .callback import SESEMI
-from .core import InputError
+from .core import InputError,need_numbers
 from .robust import TrainingLoss
 
 # %% ../nbs/12_selection.ipynb #e43f0438
@@ -37,6 +37,7 @@ class SmallLoss(TrainingLoss):
         threshold:float=.5, # Probability above which a label counts
         beta:float=.5 # How slowly the remembered losses follow
     ):
+        need_numbers(start=start, threshold=threshold, beta=beta)
         if not all(0 <= o < 1 for o in (start,threshold,beta)): raise InputError(f"start={start:g}, threshold={threshold:g}, beta={beta:g}: give shares from 0 to below 1")
         super().__init__()
         self.start,self.threshold,self.beta,self.losses,self.rejected = float(start),float(threshold),float(beta),None,None

@@ -2,10 +2,11 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat, CSVLogger, CutMix, DataBlock, GradientAccumulation, ImageBlock, IndexSplitter, LabelSmoothingCrossEntropyFlat, MixUp, Resize, SGD, ShortEpochCallback, TensorCategory, accuracy, get_image_files, noop, load_learner, ranger)
+from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat, CSVLogger, CutMix, DataBlock, DataLoader, DataLoaders, GradientAccumulation, ImageBlock, IndexSplitter, LabelSmoothingCrossEntropyFlat, Learner, MixUp, Resize, SGD, ShortEpochCallback, TensorCategory, accuracy, get_image_files, noop, load_learner, ranger)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
+from sesemi_fastai.corrections import accepted
 from sesemi_fastai.items import ItemIndex, indexed
 from sesemi_fastai.average import EMA
 from sesemi_fastai.labels import LabelReport, average_precision, truly_wrong
@@ -541,6 +542,24 @@ def test_wrong_labels_of_a_loss(make_learn, loss):
 def test_settings_that_make_no_sense():
     for wrong in (lambda: ELR(label_smoothing=2), lambda: SCE(float('nan')), lambda: RobustLoss(EMA()), lambda: robust_cbs(['elr','ema']), lambda: GCE()(torch.zeros(1, 2), torch.tensor([0]), reduction='foo')):
         with pytest.raises(InputError): wrong()
+
+@pytest.mark.parametrize('value', ['0.7', None, [1], float('nan'), float('inf')])
+@pytest.mark.parametrize('make,names', [(GCE,'q'), (SCE,'alpha beta log_zero'), (Bootstrap,'beta'), (ELR,'beta lam label_smoothing'), (ForwardCorrection,'beta surest trust lam'), (SmallLoss,'start threshold beta'), (FixMatch,'tau weight seed'), (EMA,'decay'),
+    (SESEMI,'weight rampup seed every rot_only turned bs size num_workers'), (lambda **kw: Checkpoint('there', **kw),'every keep'), (lambda **kw: accepted(pd.DataFrame(dict(path=['a'], suggested=['b'], score=[1.])), **kw),'threshold top')])
+def test_settings_that_are_no_numbers(make, names, value):
+    "One line that names the setting; None is a value of its own where the signature says so"
+    for name in names.split():
+        if value is None and name in ('decay','bs','size','num_workers','top'): make(**{name:None})
+        else:
+            with pytest.raises(InputError, match=f'^{name}=.*: give a (whole )?number$'): make(**{name:value})
+
+@pytest.mark.cell('Robust losses', 'loaders of a plain dataset, without items or normalisation: FixMatch trains, rejected images for SESEMI are refused in one line')
+def test_rejected_images_of_a_plain_dataset(tmp_path):
+    ds = [(torch.rand(3, 32, 32), torch.tensor(i%3)) for i in range(24)]
+    def learn(*cbs): return Learner(DataLoaders(*(DataLoader(ds, bs=8, shuffle=True) for _ in range(2))), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs], path=tmp_path)
+    fit(fixed := learn(FixMatch(tau=.3)), 4)
+    assert fixed.fix_match.norm is None and fixed.fix_match.n_images > 0
+    with pytest.raises(InputError, match='has no items to turn'): fit(learn(SESEMI(rejected_items, bs=2)))
 
 @pytest.mark.cell('Robust losses', 'labels of few bits (int8, int32): SmallLoss, as every loss')
 def test_small_integers():
