@@ -122,7 +122,7 @@ def to_precision(self:Learner,
     device = torch.device(getattr(self.dls, 'device', None) or 'cpu') # PyTorch's own loaders have none
     chosen = chosen_precision(precision, device)
     if device.type == 'cpu' and not any(getattr(getattr(o, 'fake_l', o), 'num_workers', 0) for o in self.dls.loaders): keep_memory()
-    if chosen == 'bf16' and device.type == 'cpu' and not _cpu_has_bf16(): warnings.warn("this CPU has no bf16 instructions and trains many times slower in bf16 than in fp32: precision auto takes what is fast", stacklevel=2)
+    if chosen == 'bf16' and device.type == 'cpu' and not _cpu_has_bf16(): warnings.warn("this CPU has no bf16 instructions and trains slower in bf16 than in fp32: precision auto takes what is fast", stacklevel=2)
     self.remove_cbs([MixedPrecision,ChannelsLast])
     if chosen == 'fp32': return self
     if not any(o.ndim > 4 for o in self.model.parameters()): self.add_cb(ChannelsLast())
