@@ -55,6 +55,7 @@ def check_options(
     if config['store_size'] and not config['store']: raise InputError("store_size belongs to store: give that as well")
     if config['smoothing'] and config['robust'] not in ('none','ema'): raise InputError("smoothing and robust are two losses: choose one")
     if config['unlabeled'] == 'rejected' and config['robust'] not in rejecting: raise InputError(f"unlabeled rejected needs a method that rejects labels: choose robust {' or '.join(rejecting)}")
+    if rotates(config) and (config['rot_size'] or 0) > config['size']: raise InputError(f"rot_size={config['rot_size']}: rotated images are shrunk, to at most the size of {config['size']} pixels")
     if rotates(config) and config['rot_only'] >= config['epochs']: raise InputError(f"rot_only={config['rot_only']:g}: the rotations alone must be shorter than the {config['epochs']} epochs of the run")
     if config['epoch_unit'] == 'unlabeled' and (not rotates(config) or config['unlabeled'] in ('batch','rejected')):
         raise InputError(f"epochs over the unlabeled images need some: with unlabeled {config['unlabeled']} and weight {config['weight']:g}, choose the epoch unit labelled or steps")

@@ -37,8 +37,8 @@ class LabelCleaner:
         if missing := [o for o in _columns[:4] if o not in df]: raise InputError(f"the list has no column {missing[0]!r}: it should come from a label report, of DataLoaders whose items are image files")
         need_numbers(whole=True, n=n, size=size)
         if n < 1: raise InputError(f"n={n}: show at least one image")
-        self.df,self.path,self.fname,self.n,self.before,self.page = df.reset_index(drop=True),Path(path),fname,n,_decided(fname),0
-        self.chosen = {o.path:(o.action,o.new_label) for o in self.before.itertuples()}
+        self.df,self.path,self.fname,self.n,self.page = df.reset_index(drop=True),Path(path),fname,n,0
+        self._read()
         self.classes = sorted({*df.label,*df.suggested})
         self._images,self._told,self._label = ImagesCleaner(self.classes, size, size, n),Label(),Label
         self._back,self._next = Button(description='Back'),Button(description='Next')
@@ -46,6 +46,11 @@ class LabelCleaner:
         self._next.on_click(lambda _: self.show(self.page+1))
         self.widget = VBox([HBox([self._back,self._next,self._told]), self._images.widget])
         self.show(0)
+
+    def _read(self):
+        "What stands in the file, if there is one"
+        self.before = _decided(self.fname)
+        self.chosen = {o.path:(o.action,o.new_label) for o in self.before.itertuples()}
 
     @property
     def pages(self) -> int: return max(1, -(-len(self.df)//self.n))
@@ -75,6 +80,7 @@ class LabelCleaner:
         box.children = picture,menu,self._label(f'{o.label}'),self._label(f'{o.suggested}? {100*o.score:.0f}')
 
     def _choose(self, o, value):
+        if self.fname and Path(self.fname).is_file(): self._read() # somebody else may have written decisions meanwhile
         self.chosen[o.path] = ('keep','') if value == '<Keep>' else ('drop','') if value == '<Delete>' else ('relabel',value)
         if self.fname: self.save(self.fname)
         self._tell()

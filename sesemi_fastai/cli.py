@@ -99,8 +99,8 @@ def _numbers(text, option):
 def sesemi_compare(
     out:str, # Folder for the records; finished ones in it are kept
     seeds:str='0,1,2', # One run of each kind a seed
-    epochs:int=5, # Labelled passes; plain training at equal compute has twice as many
-    unlabeled:str='train', # Rotated images: train, all (with validation images), or a folder
+    epochs:int=None, # Labelled passes; plain training at equal compute has more, as a rule twice as many [5]
+    unlabeled:str=None, # Rotated images: train, all (with validation images), or a folder [train]
     no_bar:bool=False, # No progress bar, one line an epoch
     **kwargs
 ):
@@ -284,7 +284,8 @@ def sesemi_report(
         records = list(found.values())
         pictures = run_pictures(records, found, path)
         if path:
-            o = records[0]['config']
+            name = Path(path).resolve()
+            o = next((o for o in records if o['data']['folder'] in (name.name,name.parent.name)), records[0])['config']
             show_rotated_batch(make_dls(o['dataset'], path, o['noise'], size=o['size'], bs=8, num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
             pictures['A rotated batch: the pretext task guesses the turn'] = plt.gcf()
         print(write_report(records, page or Path(out)/'report.html', title, pictures))
@@ -297,7 +298,7 @@ def _scan(path):
     if not Path(path).is_dir(): raise InputError(f"there is no folder {path}")
     if not (files := image_files(path)): raise InputError(f"no images below {path}")
     faults = scan_images(files)
-    for o in faults.itertuples(): print(f'{o.kind}\t{o.path}\t{o.reason}')
+    for o in faults.itertuples(): print(f'{o.kind}\t{o.path}\t{o.reason}'.encode('utf-8', 'backslashreplace').decode())
     print(f"{len(files)} images: " + (', '.join(f'{n} {k}' for k,n in faults.kind.value_counts().items()) or 'no fault'))
 
 @call_parse

@@ -91,7 +91,9 @@ def image_files(
 ) -> list[Path]: # Sorted
     "The image files below `folder`; links to folders are followed, loops of them only once"
     seen,found = set(),[]
-    for top,folders,files in os.walk(folder, followlinks=True):
+    def refused(e):
+        if isinstance(e, PermissionError): raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
+    for top,folders,files in os.walk(folder, followlinks=True, onerror=refused):
         st = os.stat(top)
         if (st.st_dev,st.st_ino) in seen: folders[:] = []; continue
         seen.add((st.st_dev,st.st_ino))

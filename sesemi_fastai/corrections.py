@@ -8,6 +8,7 @@ __all__ = ['accepted', 'merged', 'corrected']
 # %% ../nbs/26_corrections.ipynb #98ef053f
 import pandas as pd
 from .core import InputError,need_numbers
+from .items import class_name
 
 # %% ../nbs/26_corrections.ipynb #cb47421e
 def accepted(
@@ -23,7 +24,8 @@ def accepted(
     if 'path' not in df: raise InputError("the list does not say which image is which: it has no column 'path'")
     if top is not None: need_numbers(whole=True, top=top)
     if top is not None and not 0 <= top <= len(df): raise InputError(f"top={top}: give a number of labels from 0 to the {len(df)} of the list")
-    res = df[df.score >= threshold] if top is None else df.nlargest(top, 'score', keep='first')
+    df = df.sort_values('score', ascending=False, kind='stable').drop_duplicates('path') # an image that stands in the table several times is judged once
+    res = df[df.score >= threshold] if top is None else df.head(top)
     return res[[o for o in ('path','label','suggested','score') if o in res]].assign(action=action, new_label=res.suggested if action == 'relabel' else '').reset_index(drop=True)
 
 def _checked(fixes, table):
@@ -44,11 +46,11 @@ def _check_old(fixes, table):
     if 'label' not in fixes: return
     was = fixes.label.where(fixes.label != '')
     now = fixes.path.map(table.drop_duplicates('path').set_index('path').label)
-    if len(bad := fixes[was.notna() & (was.astype(str) != now.astype(str))]): raise InputError(f"the corrections are of other labels: {bad.path.iloc[0]} is {bad.label.iloc[0]!r} there, and {now[bad.index[0]]!r} in the data")
+    if len(bad := fixes[was.notna() & now.notna() & (was.map(class_name) != now.map(class_name))]): raise InputError(f"the corrections are of other labels: {bad.path.iloc[0]} is {bad.label.iloc[0]!r} there, and {now[bad.index[0]]!r} in the data")
 
 def _check_new(relabel, classes):
     if len(relabel) and 'new_label' not in relabel: raise InputError("the corrections have no column 'new_label', which relabel needs")
-    if len(relabel) and len(bad := relabel[~relabel.new_label.astype(str).isin({str(o) for o in classes})]):
+    if len(relabel) and len(bad := relabel[~relabel.new_label.map(class_name).isin({class_name(o) for o in classes})]):
         raise InputError(f"new_label {bad.new_label.iloc[0]!r} of {bad.path.iloc[0]} is no class of the data: choose one of {', '.join(sorted(map(str, classes))[:20])}")
 
 def merged(
@@ -65,6 +67,6 @@ def corrected(
     "`table` without the images that were dropped, and with the new labels"
     fixes = _checked(fixes, table)
     new = fixes[fixes.action == 'relabel'].set_index('path').new_label if 'new_label' in fixes else pd.Series(dtype=object)
-    new = new.map(lambda o: next(c for c in table.label.unique() if str(c) == str(o))) # a file has texts where a table may have numbers
+    new = new.map(lambda o: next(c for c in table.label.unique() if class_name(c) == class_name(o))) # a file has texts where a table may have numbers
     table = table.assign(label=table.path.map(new).fillna(table.label) if len(new) else table.label)
     return table[~table.path.isin(fixes.path[fixes.action == 'drop'])].reset_index(drop=True)

@@ -38,17 +38,26 @@ def read_table(
 def _need_columns(df, cols, what):
     if missing := [c for c in cols if c not in df.columns]: raise InputError(f"{what} has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}")
 
-def _text(labels): return labels.where(labels.isna(), labels.astype(str)).astype(object)
+def _text(labels):
+    "As text, whole numbers without the '.0' that a column with gaps gives them"
+    res = labels.where(labels.isna(), labels.astype(str)).astype(object)
+    return res.str.removesuffix('.0') if res.dropna().str.fullmatch(r'-?\d+\.0').all() else res
 
 def leaves_folder(
     paths:pd.Series # Paths as text
 ) -> pd.Series: # Bool
     "Which of `paths` are absolute, on another drive, empty, or climb out of the folder that they are relative to"
     p = paths.str.replace('\\', '/', regex=False)
-    return p.str.startswith('/') | p.str.contains(r'(?:^|/)\.\.(?:/|$)|^[^/]*:', regex=True) | p.str.fullmatch(r'[./]*', flags=0) | p.str.contains('\0', regex=False)
+    return p.str.startswith('/') | p.str.contains(r'(?:^|/)\.\.(?:/|$)|^[A-Za-z]:', regex=True) | p.str.fullmatch(r'[./]*', flags=0) | p.str.contains('\0', regex=False)
+
+def _no_utf8(text):
+    try: text.encode()
+    except UnicodeEncodeError: return True
+    return False
 
 def _check_paths(df, folder, repeats):
     if (bad := df.path[df.path.isna()]).size: raise InputError(f"row {bad.index[0]} of the table has no path")
+    if _no_utf8(''.join(df.path)): raise InputError(f"path {next(o for o in df.path if _no_utf8(o))!a} is not UTF-8, and tables could not be written: rename the file")
     if (bad := df.path[leaves_folder(df.path)]).size: raise InputError(f"path {bad.iloc[0]!r} leads out of the data folder {folder}")
     norm = df.path.map(os.path.normpath)
     if not repeats and (bad := df.path[norm.duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
@@ -221,7 +230,7 @@ def _images_below(folder):
 
 def _split_table(path, splits, classes=None):
     "A table from `path/split/class/file`"
-    rows = [(str(f.relative_to(path)), f.parent.name, is_valid) for split,is_valid in splits for f in _images_below(path/split)
+    rows = [(str(f.relative_to(path)), f.parent.name or os.path.basename(os.path.abspath(path)), is_valid) for split,is_valid in splits for f in _images_below(path/split)
             if classes is None or f.parent.name in classes]
     df = pd.DataFrame(rows, columns=['path','label','is_valid'])
     df['label'] = _named(df.label)
@@ -263,6 +272,11 @@ def _folder_table(path, valid_pct, seed):
     if df.empty: raise InputError(f"no images below {path}")
     return _own_split(df.drop(columns='is_valid'), valid_pct, seed)
 
+def _as_numbers(labels):
+    "The labels of a file, which are read as text, as numbers if all of them are"
+    res = pd.to_numeric(labels, errors='coerce')
+    return res if res[labels.notna()].notna().all() else labels
+
 def _check_classes(labels):
     "One class an image, no lists and no measured values"
     if labels.map(lambda o: isinstance(o, (list,tuple,set,dict,np.ndarray))).any(): raise InputError(f"column {labels.name!r} holds several labels an image: one class an image is what can be trained here")
@@ -278,15 +292,15 @@ def own_table(
     seed:int=0 # Seed of the random split
 ) -> tuple[pd.DataFrame,Path]: # Table with columns `path`, `label`, `is_valid` and maybe `true`; its folder
     "The table of a user's own images, and the folder its paths are relative to"
-    if not isinstance(source, pd.DataFrame):
+    if from_file := not isinstance(source, pd.DataFrame):
         if not isinstance(source, (str,Path)): raise InputError(f"your images are a folder, a CSV file or a DataFrame, not {type(source).__name__}")
         source = Path(source)
         if not source.exists(): raise InputError(f"there is no folder or table {source}")
         if source.is_dir(): return checked_table(_folder_table(source, valid_pct, seed), source, check_links=False),source
-        source,path = read_table(source),path or source.parent
+        source,path = read_table(source, dict.fromkeys((fn_col,label_col,'true'), str)),path or source.parent # 001 and 1 are two classes
     source = source.reset_index(drop=True)
     _need_columns(source, [fn_col,label_col] + ([valid_col] if valid_col != 'is_valid' else []), 'the table')
-    _check_classes(source[label_col])
+    _check_classes(_as_numbers(source[label_col]) if from_file else source[label_col])
     df = pd.DataFrame(dict(path=source[fn_col], label=_text(source[label_col])))
     for new,col in dict(true='true', is_valid=valid_col).items():
         if col in source.columns: df[new] = source[col] if new == 'is_valid' else _text(source[col])

@@ -6,19 +6,20 @@
 __all__ = ['new_record', 'train_run', 'resume_run']
 
 # %% ../nbs/38_experiment.ipynb #e89926ea
+import os,shutil
 from contextlib import contextmanager,suppress
 from importlib.util import find_spec
 from datetime import datetime,timezone
 from pathlib import Path
 from fastcore.xtras import ContextManagers
 from fastai.vision.all import num_distrib,rank_distrib
-from .core import InputError,RunStopped,one_line,write_text
+from .core import InputError,RunStopped,atomic_path,one_line,write_text
 from .checkpoint import Checkpoint,FiniteLoss
 from .checks import check_options,check_types
 from .corrections import merged
 from .data import read_table
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,finished,need_args,options,saved_args
+from .folder import alone,claim,clear,finished,kept_corrections,need_args,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .recipe import overrides,resolved
@@ -37,7 +38,7 @@ def new_record(
     valid = {o.resolve() for o in split_files(dls, True)}
     return dict(status='running', method=method_of(config), config=config, overrides=overrides(config),
         transductive=bool(rotates(config) and any(Path(o).resolve() in valid for o in files)), unlabeled_images=len(files),
-        data=dict(folder=Path(dls.path).name, train_images=len(dls.train_ds), valid_images=len(dls.valid_ds),
+        data=dict(folder=Path(os.path.abspath(dls.path)).name, train_images=len(dls.train_ds), valid_images=len(dls.valid_ds),
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path]), digest=data_digest(dls, ())),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit(), image_faults=dls.faults.kind.value_counts().to_dict())
 
@@ -62,6 +63,14 @@ def _keep_corrections(used, fname):
     "What the run was trained with goes beside its list, whose decisions are added to it; those that are there stay"
     used,old = (read_table(o, dtype=str).fillna('') if Path(o).is_file() else None for o in (used,fname))
     write_text(fname, (used if old is None else merged(used, old)).to_csv(index=False))
+
+def _as_begun(fname, ckpts):
+    "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
+    if not (fname and ckpts) or rank_distrib(): return fname
+    copy = kept_corrections(ckpts, fname)
+    if not copy.is_file():
+        with atomic_path(copy) as tmp: shutil.copyfile(fname, tmp)
+    return str(copy)
 
 def _leave_results(learn, export, weights, out, corrections=None):
     "Write what was asked for; only then is the run done, and the checkpoints have done their work"
@@ -146,6 +155,7 @@ def _train(args, config):
     out,bar = args['out'],args['bar']
     if args['resume'] and finished(out, config): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
+    args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'])
     keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest})] if out else [])

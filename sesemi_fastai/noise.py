@@ -13,6 +13,7 @@ from .core import InputError,need_numbers
 def _checked_classes(labels, classes):
     classes = sorted(set(labels)) if classes is None else list(classes)
     if missing := sorted(set(labels) - set(classes)): raise InputError(f"label {str(missing[0])!r} is not among the classes {classes}")
+    if len(set(classes)) < len(classes): raise InputError(f"classes {classes}: each may stand there once")
     if len(classes) < 2: raise InputError(f"label noise needs at least two classes, got {classes}")
     return classes
 
@@ -57,6 +58,9 @@ def add_label_noise(
 ) -> np.ndarray: # Noisy labels, [N]
     "`labels` with a share of them wrong; `InputError` if share, matrix or classes do not fit"
     labels = np.asarray(labels)
+    need_numbers(whole=True, seed=seed)
+    if seed < 0: raise InputError(f"seed={seed}: give a number from 0 on")
+    if pd.isna(labels).any(): raise InputError(f"label {int(pd.isna(labels).argmax())} is missing: each image needs one")
     classes = _checked_classes(labels, classes)
     y,rng = pd.Categorical(labels, categories=classes).codes.astype(int),np.random.default_rng(seed)
     if transition is None: y = _symmetric(y, len(classes), noise, include_true, rng)

@@ -6,17 +6,16 @@
 __all__ = ['png_src', 'run_pictures', 'write_report']
 
 # %% ../nbs/45_page.ipynb #9742f677
-import base64,io
+import base64,io,warnings
 from pathlib import Path
 import matplotlib.pyplot as plt
-import pandas as pd
 from fastcore.xml import to_xml,Html,Head,Body,Title,Meta,Style,H1,H2,P,Img,Figure,Figcaption,Safe
 from .core import write_text
 from .curves import by_noise,plot_curves
 from .labels import plot_suspects,read_labels
-from .predictions import plot_confusion,plot_worst
+from .predictions import plot_confusion,plot_worst,read_predictions
 from .recipe import config_of
-from .table import conditions,method_name,noise_name,published_beside,result_table
+from .table import conditions,method_name,noise_name,other_settings,published_beside,records_frame,result_table
 
 # %% ../nbs/45_page.ipynb #85bfa259
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
@@ -55,15 +54,26 @@ def run_pictures(
     path:str|Path|None=None # Data folder; without it there are no images of the data
 ) -> dict: # matplotlib figures by caption
     "Confusion matrix, worst predictions and suspicious training labels of the first run of each kind, where it has left them"
-    pictures,seen = {},set()
-    for o,folder in zip(records, folders):
-        kind = f"{noise_name(config_of(o))}, {method_name(o)}, {o['config']['opt']}, {o['config']['epochs']} epochs"
-        if kind in seen or not (Path(folder)/'predictions.csv').is_file(): continue
-        seen.add(kind)
-        df = pd.read_csv(Path(folder)/'predictions.csv', dtype=dict(label=str, predicted=str), keep_default_na=False)
-        pictures[f'Which class was taken for which: {kind}, seed {o["config"]["seed"]}'] = plot_confusion(df)
-        if path: pictures.update(_images_of(df, folder, Path(path).parent if Path(path).is_file() else path, f'{kind}, seed {o["config"]["seed"]}'))
+    records,folders = list(records),[Path(o) for o in folders]
+    pictures,tables = {},{}
+    for (kind,seed),folder in zip(_run_names(records), folders):
+        if kind not in tables and (folder/'predictions.csv').is_file(): tables[kind] = read_predictions(folder/'predictions.csv'),folder,f'{kind}, seed {seed}'
+    for df,_,run in tables.values(): pictures[f'Which class was taken for which: {run}'] = plot_confusion(df)
+    if not path or not tables: return pictures
+    base = Path(path).parent if Path(path).is_file() else Path(path)
+    here = [o for o in tables.values() if _lies_below(o[0], base)] or list(tables.values()) # if none does, the first image that is missing is named
+    for df,folder,run in here: pictures.update(_images_of(df, folder, base, run))
+    if left := len(tables)-len(here): warnings.warn(f"{left} of {len(tables)} kinds of runs are of other data than those in {base}: the page shows none of their images", stacklevel=2)
     return pictures
+
+def _lies_below(df, base): return df.path.notna().any() and (base/df.path.dropna().iloc[0]).exists()
+
+def _run_names(records):
+    "The kind of each run, in words that tell it from all others, and its seed"
+    other = {k:v.tolist() for k,v in other_settings(records_frame(records)).items() if k != 'opt'}
+    for i,o in enumerate(records):
+        c = config_of(o)
+        yield ', '.join([noise_name(c), method_name(o), c['opt'], f"{c['epochs']} epochs", *(f'{k} {v[i]}' for k,v in other.items())]),c['seed']
 
 def write_report(
     records, # Finished records

@@ -7,7 +7,7 @@ __all__ = ['not_the_method', 'recipes', 'noisy_datasets', 'unlabeled_names', 're
            'config_of']
 
 # %% ../nbs/33_recipe.ipynb #0bc10ed6
-import hashlib
+import hashlib,os
 from pathlib import Path
 from fastai.vision.all import default_device
 from .core import InputError,choose
@@ -46,7 +46,7 @@ unlabeled_names = 'none','train','all','batch','rejected' # what `unlabeled` mea
 
 def _last_part(path):
     "Of a path its last part, so that a record names no place on a machine; a folder is not taken for a name of `unlabeled_names`"
-    name = Path(path).name
+    name = Path(os.path.abspath(path)).name # '.' has a name as well
     return f'./{name}' if name in unlabeled_names and name != path else name
 
 def _told_corrections(fname):

@@ -16,6 +16,7 @@ from fastai.vision.all import num_distrib,rank_distrib
 import sesemi_fastai
 from .core import InputError,write_text
 from .phase import StaysHome
+from .recipe import config_of
 
 # %% ../nbs/34_record.ipynb #4b5ecc2c
 def _cpu_name():
@@ -39,7 +40,9 @@ def versions() -> dict: # Version by package
 def git_commit() -> str|None: # Hash, with '+changes' behind it where files differ from it; None outside a checkout
     "The commit of this package's checkout"
     def git(*args): return subprocess.run(['git', '-C', sesemi_fastai.__path__[0], *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--untracked-files=no', '.') else '')
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py') # a package that is installed within somebody's checkout is not of it
+        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--untracked-files=no', '.') else '')
     except (OSError,subprocess.CalledProcessError): return None
 
 def image_sizes(
@@ -72,13 +75,14 @@ class Record(StaysHome):
 
     def state_dict(self) -> dict:
         "What the record of a run that goes on needs"
-        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.time()-self.began, history=self.history, started=self.record['started'], resumed=self.record.get('resumed', 0))
+        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.time()-self.began, history=self.history, share=self.share, started=self.record['started'], resumed=self.record.get('resumed', 0))
 
     def load_state_dict(self,
         state:dict # From `state_dict`
     ):
         "Go on counting from `state`"
         self.labelled,self.train_seconds,self.began,self.history = state['labelled'],state['train_seconds'],time.time()-state['seconds'],list(state['history'])
+        self.share = state.get('share', 1.)
         self.record.update(started=state['started'], resumed=state['resumed']+1)
 
     def before_train(self): self.train_began = self.told = time.time()
@@ -145,6 +149,9 @@ def read_record(
     except (OSError,ValueError): return {}
     return o if isinstance(o, dict) else {}
 
+_needed,_numbers = ('method','transductive','device','threads'),('accuracy','best_accuracy','labelled_passes','images','seconds') # what tables are made from
+_parts = [('data',o) for o in ('folder','pixels','train_images','valid_images')] + [('versions',o) for o in ('torch','fastai')]
+
 def find_records(
     out:str|Path # Folder with record.json files at any depth
 ) -> dict: # Finished records by folder
@@ -155,8 +162,9 @@ def find_records(
         try:
             o = json.loads(f.read_text())
             if o['status'] != 'done': continue
-            o['config']['noise'],o['data']['folder'],o['history'][0]['accuracy']
-        except (ValueError,KeyError,TypeError,IndexError) as e: raise InputError(f"{f} is not a record of a run, or a broken one: remove it or choose another folder") from None
+            config_of(o)['noise'],o['history'][0]['accuracy'],[o[k] for k in _needed],[1.*o[k] for k in _numbers],[o[k][j] for k,j in _parts]
+        except InputError as e: raise InputError(f"{f}: {e}") from None
+        except (ValueError,KeyError,TypeError,IndexError,AttributeError) as e: raise InputError(f"{f} is not a record of a run, or a broken one: remove it or choose another folder") from None
         found[f.parent] = o
     if not found: raise InputError(f"there is no finished record below {out}")
     return found

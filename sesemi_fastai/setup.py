@@ -112,7 +112,7 @@ def rotates(
 
 def _sesemi_name(config):
     "SESEMI, and in what it differs from the published form"
-    parts = dict(own_batch=config['unlabeled'] == 'batch', rejected_images=config['unlabeled'] == 'rejected', one_turn=config['turns'] == 'one', joint_BatchNorm=config['bn'] == 'joint')
+    parts = dict(own_batch=config['unlabeled'] == 'batch', rejected_images=config['unlabeled'] == 'rejected', one_turn=config['turns'] == 'one' and config['unlabeled'] != 'batch', joint_BatchNorm=config['bn'] == 'joint')
     sizes = [f"{config['rot_size']} px"]*bool(config['rot_size']) + [f"every {config['every']}"]*(config['every'] > 1) + [f"rotations first {config['rot_only']:g}"]*(config['rot_only'] > 0)
     if config['weight_end'] is not None: sizes.append(f"weight to {config['weight_end']:g}")
     return ', '.join(['SESEMI'] + [k.replace('_', ' ') for k,v in parts.items() if v] + sizes)

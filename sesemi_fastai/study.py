@@ -14,8 +14,9 @@ from .core import InputError,RunStopped,one_line
 from .checks import check_options,check_types
 from .experiment import train_run
 from .folder import Busy,alone,begun,clear,is_done,was_left
-from .recipe import resolved
+from .recipe import recipe_options,resolved
 from .record import read_record
+from .setup import rotates
 
 # %% ../nbs/39_study.ipynb #22fee7e3
 def run_cost(
@@ -23,7 +24,7 @@ def run_cost(
 ) -> float: # In forward and backward passes over the labelled images, roughly
     "How long a run takes, compared with others of a study"
     c = resolved(config)
-    rotated = 0 if c['unlabeled'] in ('none','batch') or not (c['weight'] or c['weight_end']) else (1 if c['turns'] == 'all' else .25)/c['every']
+    rotated = (c['unlabeled_bs'] or max(1, c['bs']//4))*(4 if c['turns'] == 'all' else 1)/c['bs']/c['every'] if rotates(c) and c['unlabeled'] != 'batch' else 0
     if c['rot_size']: rotated *= (c['rot_size']/c['size'])**2
     return c['epochs']*(1+rotated)
 
@@ -45,7 +46,8 @@ def run_missing(
     while todo:
         busy = {}
         for i,name in todo.items():
-            try: _run_if_missing(f'{i}/{len(runs)} {name}', runs[name], Path(out)/name, clock, [runs[o] for j,o in todo.items() if j >= i], kwargs)
+            left = lambda: [run_cost(runs[o]) for j,o in todo.items() if j >= i and not is_done(Path(out)/o, runs[o])]
+            try: clock.done += run_cost(runs[name])*_run_if_missing(f'{i}/{len(runs)} {name}', runs[name], Path(out)/name, lambda: clock(left()), kwargs)
             except Busy: busy[i] = name
             except RunStopped as e:
                 stopped[name] = one_line(e)
@@ -53,14 +55,15 @@ def run_missing(
         if todo := busy: _wait_for(Path(out)/next(iter(todo.values())), len(todo))
     if stopped: raise RunStopped(f"{len(stopped)} of {len(runs)} runs ended early, the first is {' '.join(next(iter(stopped.items())))}")
 
-def _run_if_missing(title, config, folder, clock, left, kwargs):
-    if is_done(folder, config) and not was_left(folder): return
+def _run_if_missing(title, config, folder, time_left, kwargs):
+    "Whether it was trained here"
+    if is_done(folder, config) and not was_left(folder): return False
     with alone(folder):
-        if is_done(folder, config): return clear(folder)
-        print(title + clock([run_cost(o) for o in left]), flush=True)
+        if is_done(folder, config): return bool(clear(folder))
+        print(title + time_left(), flush=True)
         was = begun(folder, config)
         train_run(**{**config, **(was or {}), **kwargs}, out=str(folder), resume=was is not None)
-        clock.done += run_cost(config)
+    return True
 
 def _wait_for(folder, n):
     print(f"{n} runs are with other processes; waiting for {folder.name}", flush=True)
@@ -68,14 +71,16 @@ def _wait_for(folder, n):
 
 # %% ../nbs/39_study.ipynb #0557f1e5
 def comparison(
-    epochs:int, # Labelled passes of SESEMI
+    epochs:int|None, # Labelled passes of SESEMI; those of the recipe if None
     seeds, # Seeds; each gives one run of each kind
     **config # What all runs share; for `train_run`
 ) -> dict: # Options of `train_run` by name of the run
     "Plain training and SESEMI at equal labelled passes, and plain training at SESEMI's compute"
-    if resolved(config)['unlabeled'] == 'none': raise InputError("the comparison is one with rotations: unlabeled none leaves no image to turn")
-    if resolved(config)['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
-    kinds = dict(plain=dict(epochs=epochs, unlabeled='none'), sesemi=dict(epochs=epochs), plain_compute=dict(epochs=2*epochs, unlabeled='none'))
+    whole = resolved({**config, 'epochs':epochs})
+    if not rotates(whole): raise InputError("the comparison is one with rotations: unlabeled none or weight 0 leaves none")
+    if whole['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
+    n,same = whole['epochs'],round(run_cost(whole))
+    kinds = dict(plain=dict(epochs=n, unlabeled='none'), sesemi=dict(epochs=n), **(dict(plain_compute=dict(epochs=same, unlabeled='none')) if same > n else {}))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}
 
 # %% ../nbs/39_study.ipynb #82bf2417
@@ -89,6 +94,7 @@ def _checked(study, fname):
     tables = {'all':study.get('all', {}), **({f'method.{k}':v for k,v in methods.items()} if isinstance(methods, dict) else {'method.NAME':methods})}
     for name,table in tables.items():
         if not isinstance(table, dict): raise InputError(f"{fname}: write [{name}], and its options below")
+        if unknown := set(table)-{'recipe',*recipe_options('fastai')}: raise InputError(f"{fname}: [{name}]: option {sorted(unknown)[0]!r} is unknown: sesemi-train --help names them, with _ for -")
         if many := [k for k,v in table.items() if isinstance(v, (list,dict))]: raise InputError(f"{fname}: {many[0]} in [{name}] must be one value; lists stand in a [[grid]]")
     return study
 

@@ -30,7 +30,7 @@ def noise_name(
 # what may differ between a method and the plain training that it is compared with
 _of_method = 'method','recipe','unlabeled','unlabeled_bs','weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features','robust','corrections','epochs','epoch_unit'
 
-_figures = 'final','best','passes','images','area','seconds','rotation','digest'
+_figures = 'final','best','passes','images','area','seconds','rotation'
 
 def _percent(share): return float('nan') if share is None else 100*share
 
@@ -38,16 +38,22 @@ def records_frame(
     records # Finished records, as from `read_records`
 ) -> pd.DataFrame: # One row a run; accuracies in percent
     "The figures of each run"
-    return pd.DataFrame([dict(
+    return _same_digest(pd.DataFrame([dict(
         **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], digest=o['data'].get('digest'), processes=o.get('processes', 1), method=method_name(o),
         final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'], images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
-        rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records])
+        rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records]))
+
+def _same_digest(df):
+    "Older records have no digest of their data: if all others of the same name and noise have one in common, it is theirs"
+    if not len(df): return df
+    known = df.groupby(['dataset','data','noise','corrections'], dropna=False).digest
+    return df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1)))
 
 def distinct(
     df:pd.DataFrame # From `records_frame`
 ) -> pd.DataFrame: # Some of its rows
     "A run that is there twice counts once: the same options, on the same data"
-    return df.drop_duplicates([k for k in df if k not in _figures or k == 'digest'])
+    return df.drop_duplicates([k for k in df if k not in _figures])
 
 def _kinds(df):
     "Rows that differ in seed and outcome only"
@@ -58,7 +64,7 @@ def summary(
     records # Finished records
 ) -> pd.DataFrame: # One row a kind of run
     "Mean and standard deviation over seeds; runs that differ in anything else are not averaged"
-    res = _kinds(records_frame(records)).agg(runs=('final','size'), std=('final','std'), **{k:(k,'mean') for k in _figures if k != 'digest'}).reset_index()
+    res = _kinds(records_frame(records)).agg(runs=('final','size'), std=('final','std'), **{k:(k,'mean') for k in _figures}).reset_index()
     res['is_sesemi'] = res.method.str.startswith('SESEMI')
     return res.sort_values(['data','noise','opt','epochs','is_sesemi'], ascending=[True,False,True,True,True], ignore_index=True).drop(columns='is_sesemi')
 
@@ -73,9 +79,11 @@ def other_settings(
     s:pd.DataFrame # From `summary` or `records_frame`
 ) -> dict: # Columns of text, by name
     "The options in which runs of the same method differ, or any runs if the option is not one of the method"
-    known = {'noise','method','epochs','runs','std','seed',*_figures}
+    known = {'noise','method','epochs','runs','std','seed','digest',*_figures}
     def differs(k): return s.groupby('method')[k].nunique(dropna=False).max() > 1 or k not in _of_method and s[k].nunique(dropna=False) > 1
-    return {k:s[k].astype(str) for k in s if k not in known and differs(k)}
+    res = {k:s[k].astype(str) for k in s if k not in known and differs(k)}
+    if s.groupby(['dataset','data','noise','corrections'], dropna=False).digest.nunique(dropna=False).max() > 1: res['data digest'] = s.digest.astype(str).str[:8] # data of one name that are not the same
+    return res
 
 def result_table(
     records, # Finished records
@@ -128,13 +136,15 @@ def against_plain(
 ) -> list[dict]: # `kind`: options of the runs. `passes`, `area`: differences in points by seed, or None
     "What each kind of run gains over plain training, at equal labelled passes and at equal compute"
     df = records_frame(records)
-    shared = [k for k in df if k not in (*_figures,*_of_method,'seed')]
+    shared = [k for k in df if k not in (*_figures,*_of_method,'seed','digest')]
     plain,res = df[df.method == 'plain'],[]
     for key,rows in _kinds(df[df.method != 'plain']):
         kind = {k:rows[k].iloc[0] for k in df if k not in _figures and k != 'seed'}
-        alike = plain[[all(_same(o[k], kind[k]) for k in shared) for _,o in plain.iterrows()]] if len(plain) else plain
+        of = shared + ['digest']*pd.isna(kind['corrections']) # corrected labels are other data than those that they were made from
+        alike = plain[[all(_same(o[k], kind[k]) for k in of) for _,o in plain.iterrows()]] if len(plain) else plain
         def gain(same):
-            base = alike[(alike[same]/rows[same].mean()-1).abs() < .03].groupby('seed').final.mean()
+            off = (alike[same]/rows[same].mean()-1).abs()
+            base = alike[(off < .03) & (off < off.min()+1e-3)].groupby('seed').final.mean()
             d = (rows.groupby('seed').final.mean()-base).dropna().sort_index()
             return d if len(d) else None
         res.append(dict(kind=kind, passes=gain('passes'), area=gain('area')))

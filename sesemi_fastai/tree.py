@@ -30,6 +30,11 @@ def _targets(df, path):
         res[dst] = src
     return res
 
+def _linked(tree, targets):
+    "How the files of a tree were made"
+    dst,src = next(iter(targets.items()))
+    return 'symlink' if (tree/dst).is_symlink() else 'hard' if os.path.samefile(tree/dst, src) else 'copy'
+
 def _files(tree): return {str(o.relative_to(tree)) for o in tree.rglob('*') if not o.is_dir()}
 
 # %% ../nbs/29_tree.ipynb #e5fdf08d
@@ -43,7 +48,9 @@ def write_noisy_tree(
     if link not in linkers: raise InputError(f"link {link!r} is unknown: choose one of {', '.join(linkers)}")
     tree,targets = Path(out or path)/f'noisy{noise}',_targets(noisy_table(path, noise, named=False), path)
     if tree.exists():
-        if _files(tree) == set(targets): return tree
+        if _files(tree) == set(targets):
+            if (made := _linked(tree, targets)) != link: raise InputError(f"{tree} is there, made with --link {made}: move it away first, or choose that")
+            return tree
         raise InputError(f"{tree} exists and is not this tree: move it away first")
     tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=f'.{tree.name}.') as tmp:

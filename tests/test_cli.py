@@ -141,7 +141,7 @@ def test_batches_of_one_image(mini, tmp_path):
         res = run('sesemi-train', '--path', mini, '--size', 32, '--arch', 'xresnet18', '--workers', 0, '--epochs', 1, *args)
         assert res.returncode == 2 and 'more than 1 value per channel' in res.stderr, res.stderr
     assert run('sesemi-data', 'mini', '--out', tmp_path/'m', '--seed', -1).stderr.count('\n') == 1
-    assert 'no image to turn' in run('sesemi-compare', tmp_path/'c', '--path', mini, '--unlabeled', 'none', *small).stderr
+    assert 'is one with rotations' in run('sesemi-compare', tmp_path/'c', '--path', mini, '--unlabeled', 'none', *small).stderr
 
 def test_nobody_knows_how_many_own_labels_are_wrong(mini, tmp_path):
     "No percentage, no columns about wrong labels, and another split if one is asked for"

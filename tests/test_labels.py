@@ -93,6 +93,10 @@ def test_decisions_survive_the_same_command(trained, mini, tmp_path):
     more = read_labels(trained).path.iloc[5]
     kept = pd.read_csv(tmp_path/'r/corrections.csv', dtype=str)
     pd.concat([kept, pd.DataFrame([dict(path=more, action='keep')])]).to_csv(tmp_path/'r/corrections.csv', index=False)
+    before = (tmp_path/'r/record.json').read_text()
+    res = again() # a finished run is not thrown away for a new one that may not come to its end
+    assert res.returncode == 2 and 'holds this run, finished' in res.stderr and (tmp_path/'r/record.json').read_text() == before
+    (tmp_path/'r/record.json').unlink()
     assert again().returncode == 0 and set(pd.read_csv(tmp_path/'r/corrections.csv').path) == {*kept.path, more}
     assert run('sesemi-labels', trained, '--accept-top', 9, '--corrections', tmp_path/'c.csv').returncode == 0
     (tmp_path/'r/corrections.csv').write_text('x\n1\n')
