@@ -20,8 +20,9 @@ class EMA(StaysHome):
     def __init__(self,
         decay:float|None=None # Share of the average that a step keeps; None for a half-life of a fiftieth of the fit
     ):
-        if decay is not None: need_numbers(decay=decay)
-        if decay is not None and not 0 <= decay < 1: raise InputError(f"decay={decay:g}: give a share from 0 to below 1")
+        if decay is not None:
+            need_numbers(decay=decay)
+            if not 0 <= decay < 1: raise InputError(f"decay={decay:g}: give a share from 0 to below 1")
         self.decay,self.average,self.own,self.steps,self._now = decay,None,None,0,None
 
     def _floats(self): return [o for o in get_model(self.learn.model).state_dict().values() if o.is_floating_point()]
