@@ -7,9 +7,8 @@ __all__ = ['augmentations', 'GammaCorrection', 'item_tfms']
 
 # %% ../nbs/25_augment.ipynb #d55dee3a
 import random
-import numpy as np
 from fastai.vision.all import CropPad,FlipItem,PILImage,RandTransform,RandomResizedCrop,Resize
-from .batches import images_alone
+from .batches import gamma_tables,images_alone,light
 from .core import InputError,choose
 
 # %% ../nbs/25_augment.ipynb #41e7e0d4
@@ -29,8 +28,7 @@ class GammaCorrection(RandTransform):
         self.gamma = random.uniform(self.low, self.high)
 
     def encodes(self, x:PILImage):
-        table = np.rint(255*(np.arange(256)/255)**self.gamma).astype(np.uint8).tolist()
-        return x.point(table*len(x.getbands()))
+        return x.point(gamma_tables([self.gamma])[0].tolist()*len(x.getbands()))
 
 # %% ../nbs/25_augment.ipynb #674914da
 def _fastai(size, min_scale=.35): return [RandomResizedCrop(size, min_scale=min_scale), FlipItem()]
@@ -38,7 +36,15 @@ def _fastai(size, min_scale=.35): return [RandomResizedCrop(size, min_scale=min_
 def _sesemi(size, min_scale=.2):
     return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3, split_idx=1), GammaCorrection(), FlipItem()]
 
+def _light_gamma(t, used, valid):
+    if t.p != 1: return None
+    def f(plan):
+        gamma = random.uniform(t.low, t.high)
+        return plan._replace(table=gamma) if used else plan
+    return f
+
 images_alone.add(GammaCorrection)
+light[GammaCorrection] = _light_gamma
 augmentations = dict(fastai=_fastai, sesemi=_sesemi)
 
 def item_tfms(
