@@ -7,6 +7,7 @@ from .batches import StoredImageBlock, StoreDL
 from .stream import *
 from .callback import *
 from .precision import Autocast, best_precision
+from .prefetch import Prefetch
 from .noise import *
 from .augment import GammaCorrection, item_tfms
 from .data import *

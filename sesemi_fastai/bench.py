@@ -18,6 +18,7 @@ from .arch import make_model
 from .callback import SESEMI
 from .data import table_dls
 from .precision import best_precision,keep_memory
+from .prefetch import Prefetch
 from .record import device_info,git_commit,image_sizes,versions
 from .rotation import rotate_batch
 from .stream import UnlabeledStream
@@ -229,7 +230,7 @@ def contenders(
         if not precision: return learn
         learn.to_precision(precision)
         return learn.add_cb(ChannelsLast()) if mode.endswith('channels-last') else learn
-    def sesemi(dls, precision): return LearnerSteps(learner(dls, precision, SESEMI(bs=bs)), keep=bool(precision))
+    def sesemi(dls, precision): return LearnerSteps(learner(dls, precision, SESEMI(bs=bs), Prefetch()), keep=bool(precision))
     def bare(keep): return BareStep(arch, size, bs, best, device, keep, channels_last=mode != 'fp32')
     files,stored = dls(),dls(store)
     if torch.device(device).type == 'cuda': stored.store.to(device)

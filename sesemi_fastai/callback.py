@@ -273,6 +273,10 @@ class SESEMI(TrainingColumns):
             self._along = self._branch.along(None if self._own_batch else self._x)
             self._logits = self._along.__enter__()
 
+    def make_ahead(self):
+        "Make the unlabeled images of the next step that needs some; `Prefetch` asks for it"
+        if self._on and not self._own_batch: self._stream.peek()
+
     def _turn(self):
         "The rotated images of this step"
         if self._own_batch:

@@ -24,6 +24,7 @@ from .mini import is_mini,mini_dls
 from .optim import optimizers
 from .precision import meets_one_pixel
 from .predictions import Predictions
+from .prefetch import Prefetch
 from .recipe import noisy_datasets
 from .scan import scan_images,usable
 from .selection import rejected_items
@@ -217,6 +218,6 @@ def set_up(
     model = _fits(make_model(config['arch'], dls.c, config['dropout']), config)
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
                     opt_func=recipe.opt_func, wd=recipe.wd, wd_bn_bias=recipe.wd_bn_bias, metrics=accuracy,
-                    cbs=[o for o in (sesemi, *robust_cbs(config['robust']), Memorisation(), LabelReport(), Predictions()) if o], path=out or '.')
+                    cbs=[o for o in (sesemi, *robust_cbs(config['robust']), Memorisation(), LabelReport(), Predictions(), Prefetch()) if o], path=out or '.')
     learn.digest = data_digest(dls, files)
     return learn.to_precision(config['precision']),files,n_epoch,cbs

@@ -1,9 +1,10 @@
 "Plans made without an object per image, and the fast path staying on"
 import random
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, FlipItem, ImageBlock, Learner, RandomResizedCrop, Resize, TensorCategory, TensorImage, nn, set_seed
-from sesemi_fastai.all import SESEMI, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, StoredImageBlock, item_tfms, own_dls, robust_cbs
+from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, FlipItem, ImageBlock, Learner, RandomResizedCrop, Resize, TensorCategory, TensorImage, Transform, nn, set_seed
+from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoredImageBlock, item_tfms, own_dls, robust_cbs
 from sesemi_fastai.batches import light_tfms
+from test_resume import Crash
 from test_store import photos
 
 light_chains = dict(fastai=item_tfms('fastai', 32), sesemi=item_tfms('sesemi', 32), always=[FlipItem(1.), RandomResizedCrop((24,32))], tall=[RandomResizedCrop(32, min_scale=.9, ratio=(3,4))],
@@ -46,3 +47,44 @@ def test_known_and_new_items_make_one_batch(photos, tmp_path):
         dls = DataBlock((block,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), item_tfms=item_tfms('fastai', 32)).dataloaders(df, bs=8, num_workers=0)
         return [*dls.train, *dls.train]
     for (xa,ya),(xb,yb) in zip(batches(ImageBlock), batches(StoredImageBlock(store)), strict=True): assert torch.equal(ya, yb) and (xa-xb).abs().max() < .01
+
+class OnCPU(Prefetch): _pays = True
+
+@pytest.mark.parametrize('name', ['auto','smallloss','fixmatch'])
+def test_batches_made_in_the_backward_pass_are_the_same(photos, tmp_path, name):
+    def weights(*cbs, **kwargs):
+        set_seed(0)
+        dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store', seed=0)
+        set_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        learn = Learner(dls, net, path=tmp_path, cbs=[*robust_cbs(name), SESEMI(bs=4, features='3', **kwargs), Memorisation(), LabelReport(), Predictions(), *cbs])
+        with learn.no_bar(), learn.no_logging(): learn.fit(3)
+        assert '_backward' not in vars(learn) and learn.dl is None
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+    for kwargs in (dict(), dict(every=2, turns='one')): assert torch.equal(weights(**kwargs), weights(OnCPU(), **kwargs))
+
+def test_a_run_with_batches_made_ahead_goes_on_as_it_was(photos, tmp_path):
+    def go(folder, resume=False, cbs=()):
+        set_seed(0)
+        dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store', seed=0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        learn = Learner(dls, net, path=tmp_path, cbs=[*robust_cbs('auto'), SESEMI(bs=4, features='2'), OnCPU(), Checkpoint(folder, resume), *cbs])
+        with learn.no_bar(), learn.no_logging(): learn.fit(4)
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+    whole = go(tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): go(tmp_path/'b', cbs=[Crash()])
+    assert torch.equal(whole, go(tmp_path/'b', resume=True))
+
+def test_an_error_in_the_next_batch_is_told_and_leaves_nothing(photos, tmp_path):
+    dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store', seed=0)
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), path=tmp_path, cbs=[OnCPU()])
+    class Breaks(Transform):
+        n = 0
+        def encodes(self, o:TensorImage):
+            self.n += 1
+            if self.n == 2: raise OSError('the disk is gone')
+            return o
+    dls.train.after_batch.add(Breaks())
+    with learn.no_bar(), learn.no_logging(), pytest.raises(OSError, match='disk is gone'): learn.fit(1)
+    assert '_backward' not in vars(learn)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
