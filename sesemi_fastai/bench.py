@@ -219,7 +219,8 @@ def contenders(
     size:int=64, # Side of the images, pixels
     bs:int=16, # Unlabeled images in a step; four times as many labelled ones
     store:str|Path='auto', # Folder of the decoded images
-    workers:int=0 # Loader processes of the contenders that decode files
+    workers:int=0, # Loader processes of the contenders that decode files
+    files:bool=True # Those that decode files as well, which take long beside a fast GPU
 ) -> dict: # Name to something with `run(n)`
     "Ways to do a step of SESEMI on the same images, from the bare network to everything in files and fp32"
     device,best = default_device(),best_precision(default_device())
@@ -232,15 +233,16 @@ def contenders(
         return learn.add_cb(ChannelsLast()) if mode.endswith('channels-last') else learn
     def sesemi(dls, precision): return LearnerSteps(learner(dls, precision, SESEMI(bs=bs), Prefetch()), keep=bool(precision))
     def bare(keep): return BareStep(arch, size, bs, best, device, keep, channels_last=mode != 'fp32')
-    files,stored = dls(),dls(store)
+    stored = dls(store)
     if torch.device(device).type == 'cuda': stored.store.to(device)
     train = df[~df.is_valid]
     res = {f'bare step, {mode}, memory given back': bare(keep=False)} if torch.device(device).type == 'cpu' else {}
-    res |= {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {mode}': bare(keep=True),
-        'published loop': PublishedLoop([str(Path(path)/o) for o in train.path], train.label.astype('category').cat.codes.astype('int64').tolist(), arch, size, bs, device, workers),
-        'fastai without SESEMI': LearnerSteps(learner(files, None), keep=False),
-        'SESEMI, fp32, files': sesemi(files, None), 'SESEMI, fp32, store': sesemi(stored, None),
-        f'SESEMI, {mode}, files': sesemi(files, best), f'SESEMI, {mode}, store': sesemi(stored, best)}
+    res |= {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {mode}': bare(keep=True)}
+    if files:
+        decoded = dls()
+        res |= {'published loop': PublishedLoop([str(Path(path)/o) for o in train.path], train.label.astype('category').cat.codes.astype('int64').tolist(), arch, size, bs, device, workers),
+            'fastai without SESEMI': LearnerSteps(learner(decoded, None), keep=False), 'SESEMI, fp32, files': sesemi(decoded, None), f'SESEMI, {mode}, files': sesemi(decoded, best)}
+    res |= {'SESEMI, fp32, store': sesemi(stored, None), f'SESEMI, {mode}, store': sesemi(stored, best)}
     for k in res:
         if k.endswith('store'): _warm(res[k].learn)
     res['callback alone'] = OwnCost(res[f'SESEMI, {mode}, store'].learn)
@@ -274,7 +276,8 @@ def speed_ratios(
 ) -> dict: # Name to the value of each round
     "What the requirements ask for, round by round"
     fast,bare = times[[k for k in times if k.startswith('SESEMI') and k.endswith('store')][-1]],times[[k for k in times if k.startswith('bare')][-1]]
-    return {'speed of the bare step that training reaches':bare/fast, 'times the speed of the published loop':times['published loop']/fast,
+    published = {'times the speed of the published loop':times['published loop']/fast} if 'published loop' in times else {}
+    return {'speed of the bare step that training reaches':bare/fast, **published,
             "callback's own share of a step":times['callback alone']/fast, 'times as fast as the network eats: input alone':fast/times['input alone, store']}
 
 def speed_table(

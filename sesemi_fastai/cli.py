@@ -198,6 +198,7 @@ def sesemi_bench(
     size:int=64, # speed: side of the images, pixels
     bs:int=16, # speed: unlabeled images in a step; four times as many labelled and rotated ones
     workers:int=0, # speed: loader processes where files are decoded
+    files:bool=True, # speed: the ways that decode files as well, which take long beside a fast GPU
     repeats:int=5, # speed: rounds
     seconds:float=1.5, # That the steps of one contender in one round take, about
     store:str='auto', # speed: folder of the decoded images; auto for one beside fastai's data
@@ -207,7 +208,7 @@ def sesemi_bench(
     _draw_to_files()
     with _one_line_errors():
         if out: place_of_file(out)
-        if what == 'speed': _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, repeats=repeats, seconds=seconds, store=store)
+        if what == 'speed': _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, files=files, repeats=repeats, seconds=seconds, store=store)
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 

@@ -88,3 +88,17 @@ def test_an_error_in_the_next_batch_is_told_and_leaves_nothing(photos, tmp_path)
     with learn.no_bar(), learn.no_logging(), pytest.raises(OSError, match='disk is gone'): learn.fit(1)
     assert '_backward' not in vars(learn)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_batches_made_in_the_backward_pass_of_a_gpu(photos, tmp_path):
+    def weights(*cbs):
+        set_seed(0, reproducible=True)
+        dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store', seed=0, device=torch.device('cuda'))
+        dls.store.to('cuda')
+        set_seed(0, reproducible=True)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        learn = Learner(dls, net, path=tmp_path, cbs=[*robust_cbs('auto'), SESEMI(bs=4, features='3'), *cbs])
+        with learn.no_bar(), learn.no_logging(): learn.fit(3)
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert torch.allclose(weights(), weights(Prefetch()), atol=1e-4)
