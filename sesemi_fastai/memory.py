@@ -38,8 +38,7 @@ class Memorisation(ItemIndex, TrainingColumns):
     def before_fit(self):
         self.hide_columns()
         if self.passive: return
-        t = true_labels(self.dls, self.true)
-        self.true_y = None if t is None else t.to(self.device)
+        self.true_y = true_labels(self.dls, self.true)
         self.columns = tuple(o for o in type(self).columns if self.true_y is not None or o not in self._of_wrong)
         now = self.dls,get_model(self.learn.model)
         if self.of != now: self.history,self.guesses,self.of = [],None,now
@@ -50,6 +49,7 @@ class Memorisation(ItemIndex, TrainingColumns):
         super().before_epoch()
         if self.passive: return
         self.hide_columns()
+        if self.true_y is not None: self.true_y = self.true_y.to(self.device) # the network comes to the GPU after the first `before_fit`
         self.counts,self.now = torch.zeros(5, device=self.device),torch.zeros(len(self.dls.train_ds), dtype=torch.int32, device=self.device)
 
     def after_loss(self):

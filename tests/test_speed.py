@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from fastai.vision.all import Callback, Learner, ranger, set_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 import sesemi_fastai
-from sesemi_fastai.all import EMA, SESEMI, LabelReport, Memorisation, own_dls, robust_cbs
+from sesemi_fastai.all import EMA, SESEMI, LabelReport, Memorisation, own_dls, robust_cbs, train_run
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss
 from sesemi_fastai.methods import methods
 from sesemi_fastai.robust import TrainingLoss
@@ -146,3 +146,24 @@ def test_bench_writes_a_record(tmp_path):
 def test_bench_names_a_mistake_in_one_line(tmp_path, args, says):
     res = run('sesemi-bench', *args)
     assert res.returncode == 2 and says in res.stderr and 'Traceback' not in res.stderr, res.stderr
+
+def test_what_is_known_of_the_items_goes_where_the_network_goes(image_folder, tmp_path, monkeypatch):
+    "Before a first fit the network is not yet on the GPU, in its epochs it is; `meta` stands for the place it leaves"
+    place = [torch.device('meta')]
+    monkeypatch.setattr(Memorisation, 'device', property(lambda self: place[0]))
+    class Moves(Callback):
+        order = -30
+        def before_epoch(self): place[0] = torch.device('cpu')
+    dls = own_dls(image_folder, size=32, bs=8, num_workers=0)
+    cb = Memorisation(true=[o.split('/')[-2] for o in dls.train_ds.items.path])
+    fit(Learner(dls, tiny_model(), path=tmp_path, cbs=[Moves(), cb]), 2)
+    assert cb.history[-1]['as_given'] is not None and cb.true_y.device.type == 'cpu'
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('name', methods)
+@pytest.mark.parametrize('unlabeled', ['none','train'])
+def test_a_run_of_the_command_line_on_a_gpu(tmp_path, name, unlabeled):
+    "Every method, with its true labels known, and from the start on the CPU"
+    res = train_run(dataset='mini', arch='xresnet18', size=32, bs=32, epochs=2, robust=name, unlabeled=unlabeled, store=str(tmp_path/'store'), out=str(tmp_path/'out'), bar=False)
+    assert res['status'] == 'done' and res['history'][-1]['accuracy'] is not None and res['history'][-1]['wrong_as_true'] is not None and res['label_precision'] > 0
