@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np
+import numpy as np, pandas as pd
 import torch, torch.nn.functional as F
 from torch.utils.data import default_collate,get_worker_info
 from fastai.vision.all import (Image,PILImage,Tensor,TensorImage,TfmdDL,ToTensor,Transform,RandTransform,TransformBlock,IntToFloatTensor,
@@ -217,7 +217,7 @@ def planned_batch(
     part = max(1, int(_most_at_once//(23*max(1, w*h)))) # an index, three floats and a byte each for every pixel of a box
     return TensorImage(torch.cat([_on_device(store, ims[i:i+part]) for i in range(0, n, part)]))
 
-# %% ../nbs/05_batches.ipynb #99dcaaf4
+# %% ../nbs/05_batches.ipynb #5e753262
 class StoredImage(Transform):
     "Opens an image file: lazily if it is in the store"
     def __init__(self, store):
@@ -248,6 +248,7 @@ def _direct(t):
         return res if isinstance(res, LazyImage) else PILImage(res)
     return call
 
+# %% ../nbs/05_batches.ipynb #7fd72aa1
 class Planned(NamedTuple):
     "What a batch needs to know of one of its images"
     store:ImageStore # Where its pixels are
@@ -301,6 +302,7 @@ def light_tfms(
     res = [light[type(t)](t, t.split_idx in (None,split_idx), split_idx == 1) for t in fs]
     return None if None in res else res
 
+# %% ../nbs/05_batches.ipynb #f321601a
 class _Known:
     "Row in the store and numeric labels of the items of a dataset that were seen, as arrays"
     def __init__(self, n, first):
@@ -333,7 +335,7 @@ def _simple(item):
 
 _readers = {ColReader,StoredImage,Categorize}
 _own_ways = 'do_item','do_batch','create_batch','retain'
-_of_ours = '_known','_direct','_direct_for','_light_for','_light_fs'
+_of_ours = '_known','_direct','_direct_for','_light_for','_light_fs','_cols','_cols_of'
 
 class StoreDL(TfmdDL):
     "A `TfmdDL` that makes the pixels of lazy images batch by batch"
@@ -353,6 +355,19 @@ class StoreDL(TfmdDL):
         tls = getattr(self.dataset, 'tls', ())
         return self.n is not None and len(tls) > 0 and all(type(f) in _readers for tl in tls for f in tl.tfms.fs)
 
+    def _columns(self):
+        "Name, values and pipeline of the one column that each part of an item is read from; None where it is not like that"
+        if self.__dict__.get('_cols_of') is not self.dataset:
+            tls = getattr(self.dataset, 'tls', ())
+            simple = self._fixed() and all(isinstance(tl.items, pd.DataFrame) and type(tl.tfms.fs[0]) is ColReader and len(tl.tfms.fs[0].cols) == 1 and isinstance(tl.tfms.fs[0].cols[0], str) for tl in tls)
+            self._cols_of,self._cols = self.dataset,[(c := tl.tfms.fs[0].cols[0], tl.items[c].to_numpy(), tl.tfms) for tl in tls] if simple else None
+        return self._cols
+
+    def _read(self, s):
+        "`create_item` without a pandas object for the row, which takes most of its time"
+        cols = self._columns()
+        return self.create_item(s) if cols is None else tuple(tfms({c:values[s or 0]}) for c,values,tfms in cols)
+
     def _seen(self, s):
         "What is known of the items if that is so of item `s`"
         known = self.__dict__.get('_known')
@@ -361,7 +376,7 @@ class StoreDL(TfmdDL):
     def _get(self, s):
         "An item before its transforms; a table is read once"
         if seen := self._seen(s): return seen.get(s or 0)
-        item,known = self.create_item(s),self.__dict__.get('_known')
+        item,known = self._read(s),self.__dict__.get('_known')
         if _simple(item) and self._fixed():
             if not (known and known[0] is self.dataset): self._known = known = self.dataset,_Known(len(self.dataset), item)
             known[1].add(s or 0, item)

@@ -8,6 +8,7 @@ __all__ = ['image_fault', 'scan_images', 'tell_faults', 'usable']
 # %% ../nbs/24_scan.ipynb #e48588ef
 import os,stat,sys,threading,warnings
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from fastcore.parallel import parallel
 from PIL import Image
@@ -49,6 +50,15 @@ def image_fault(
     except Exception as e: return 'bad',f"{type(e).__name__}: {e}"
 
 # %% ../nbs/24_scan.ipynb #66c00218
+@lru_cache(maxsize=2**17)
+def _known_fault(f, *stat): return image_fault(f)
+
+def _fault_once(f):
+    "As `image_fault`; a file that has not changed is not read again: a study asks for the same ones with each run"
+    try: st = os.stat(f)
+    except OSError: return image_fault(f)
+    return _known_fault(os.path.abspath(f), st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
 def scan_images(
     files, # Image files
     n_workers:int|None=None # Threads; one a core, at most eight, if None
@@ -57,7 +67,7 @@ def scan_images(
     files = list(dict.fromkeys(map(Path, files)))
     with warnings.catch_warnings(): # around the threads: inside of them it would change the filters of all
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        found = parallel(image_fault, files, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True, progress=shows_bars()) if files else []
+        found = parallel(_fault_once, files, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True, progress=shows_bars()) if files else []
     return pd.DataFrame([(str(f),*o) for f,o in zip(files, found) if o], columns=['path','kind','reason'])
 
 # %% ../nbs/24_scan.ipynb #0d408cf0

@@ -102,3 +102,15 @@ def test_batches_made_in_the_backward_pass_of_a_gpu(photos, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(3)
         return torch.cat([p.detach().flatten() for p in net.parameters()])
     assert torch.allclose(weights(), weights(Prefetch()), atol=1e-4)
+
+def test_a_scan_reads_a_file_once_until_it_changes(photos, monkeypatch):
+    from sesemi_fastai import scan
+    read,fault = [],scan.image_fault
+    monkeypatch.setattr(scan, 'image_fault', lambda f: read.append(f) or fault(f))
+    files = sorted(photos.rglob('*.png'))
+    for _ in range(2): assert not len(scan.scan_images(files))
+    assert len(read) == len(files)
+    files[3].write_bytes(files[3].read_bytes()[:200])
+    assert list(scan.scan_images(files).path) == [str(files[3])] and len(read) == len(files)+1
+    files[3].unlink()
+    assert list(scan.scan_images(files).kind) == ['bad']
