@@ -7,7 +7,7 @@ __all__ = ['InputError', 'RunStopped', 'need_numbers', 'one_line', 'make_folder'
            'image_files', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
-import math,os,sys,tempfile
+import os,sys,tempfile
 from contextlib import contextmanager
 from numbers import Integral,Real
 from pathlib import Path
@@ -28,7 +28,7 @@ def need_numbers(
 ):
     "`InputError` for a setting that is no number, or not a finite one"
     for k,v in kwargs.items():
-        if not isinstance(v, Integral if whole else Real) or not math.isfinite(v): raise InputError(f"{k}={v!r}: give a {'whole ' if whole else ''}number")
+        if not isinstance(v, Integral if whole else Real) or not abs(v) <= sys.float_info.max: raise InputError(f"{k}={v!r}: give a {'whole ' if whole else ''}number")
 
 # %% ../nbs/00_core.ipynb #c56f917f
 def one_line(

@@ -543,7 +543,7 @@ def test_settings_that_make_no_sense():
     for wrong in (lambda: ELR(label_smoothing=2), lambda: SCE(float('nan')), lambda: RobustLoss(EMA()), lambda: robust_cbs(['elr','ema']), lambda: GCE()(torch.zeros(1, 2), torch.tensor([0]), reduction='foo')):
         with pytest.raises(InputError): wrong()
 
-@pytest.mark.parametrize('value', ['0.7', None, [1], float('nan'), float('inf')])
+@pytest.mark.parametrize('value', ['0.7', None, [1], float('nan'), float('inf'), 10**400])
 @pytest.mark.parametrize('make,names', [(GCE,'q'), (SCE,'alpha beta log_zero'), (Bootstrap,'beta'), (ELR,'beta lam label_smoothing'), (ForwardCorrection,'beta surest trust lam'), (SmallLoss,'start threshold beta'), (FixMatch,'tau weight seed'), (EMA,'decay'),
     (SESEMI,'weight rampup seed every rot_only turned bs size num_workers'), (lambda **kw: Checkpoint('there', **kw),'every keep'), (lambda **kw: accepted(pd.DataFrame(dict(path=['a'], suggested=['b'], score=[1.])), **kw),'threshold top')])
 def test_settings_that_are_no_numbers(make, names, value):
