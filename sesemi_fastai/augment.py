@@ -39,7 +39,7 @@ def _sesemi(size, min_scale=.2):
 def _light_gamma(t, used, valid):
     if t.p != 1: return None
     def f(plan):
-        gamma = random.uniform(t.low, t.high)
+        gamma = float(random.uniform(t.low, t.high))
         return plan._replace(table=gamma) if used else plan
     return f
 

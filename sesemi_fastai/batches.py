@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 import torch, torch.nn.functional as F
 from torch.utils.data import default_collate,get_worker_info
-from fastai.vision.all import (Image,PILImage,Tensor,TensorImage,TfmdDL,ToTensor,Transform,RandTransform,TransformBlock,IntToFloatTensor,
+from fastai.vision.all import (Datasets,Image,PILImage,Tensor,TensorImage,TfmdDL,TfmdLists,ToTensor,Transform,RandTransform,TransformBlock,IntToFloatTensor,
                                delegates,SkipItemException,BILINEAR,compose_tfms,
                                Categorize,ColReader,CropPad,FlipItem,RandomCrop,RandomResizedCrop,Resize,ResizeMethod)
 from .core import InputError
@@ -271,6 +271,7 @@ def _drawn_crop(t, w, h):
 def _light_crop(t, used, valid):
     if t.p != 1 or t.mode != BILINEAR: return None
     (w,h),more = t.size,8*math.ceil(max(t.size)*t.val_xtra/8)
+    if more < 0: return None # a border, which no plan has
     def drawn(plan):
         box = _drawn_crop(t, *plan.size)
         return plan.crop(*box).resize(w, h) if used else plan
@@ -293,13 +294,14 @@ light = {RandomResizedCrop:_light_crop, Resize:_light_resize, FlipItem:_light_fl
 
 def light_tfms(
     fs, # Item transforms
-    split_idx:int # 0 for training, 1 for validation
+    split_idx:int # 0 for training, others for validation and testing
 ) -> list|None: # Functions from plan to plan
     "What the transforms make of an image's plan, drawing the same numbers; None if there is one that needs an image"
     if any('before_call' in vars(t) or type(t) not in light for t in fs): return None
     used = [type(t) for t in fs if t.split_idx in (None,split_idx)]
-    if RandomResizedCrop in used and not {*used[:used.index(RandomResizedCrop)]} <= {FlipItem} or used.count(RandomResizedCrop) > 1: return None # a plan has one resize, before its table
-    res = [light[type(t)](t, t.split_idx in (None,split_idx), split_idx == 1) for t in fs]
+    if any(used.count(o) > 1 for o in used if o is not FlipItem): return None # a plan has one resize and one table
+    if RandomResizedCrop in used and not {*used[:used.index(RandomResizedCrop)]} <= {FlipItem}: return None # and the resize comes first
+    res = [light[type(t)](t, t.split_idx in (None,split_idx), bool(split_idx)) for t in fs]
     return None if None in res else res
 
 # %% ../nbs/05_batches.ipynb #f321601a
@@ -335,7 +337,8 @@ def _simple(item):
 
 _readers = {ColReader,StoredImage,Categorize}
 _own_ways = 'do_item','do_batch','create_batch','retain'
-_of_ours = '_known','_direct','_direct_for','_light_for','_light_fs','_cols','_cols_of'
+_of_tfms = '_direct','_direct_for','_light_for','_light_fs'
+_of_ours = *_of_tfms,'_known','_cols','_cols_of','_planning'
 
 class StoreDL(TfmdDL):
     "A `TfmdDL` that makes the pixels of lazy images batch by batch"
@@ -359,7 +362,8 @@ class StoreDL(TfmdDL):
         "Name, values and pipeline of the one column that each part of an item is read from; None where it is not like that"
         if self.__dict__.get('_cols_of') is not self.dataset:
             tls = getattr(self.dataset, 'tls', ())
-            simple = self._fixed() and all(isinstance(tl.items, pd.DataFrame) and type(tl.tfms.fs[0]) is ColReader and len(tl.tfms.fs[0].cols) == 1 and isinstance(tl.tfms.fs[0].cols[0], str) for tl in tls)
+            plain = type(self.dataset) is Datasets and all(type(tl) is TfmdLists for tl in tls) and 'create_item' not in vars(self) and type(self).create_item is TfmdDL.create_item
+            simple = plain and self._fixed() and all(isinstance(tl.items, pd.DataFrame) and type(tl.tfms.fs[0]) is ColReader and len(tl.tfms.fs[0].cols) == 1 and isinstance(tl.tfms.fs[0].cols[0], str) for tl in tls)
             self._cols_of,self._cols = self.dataset,[(c := tl.tfms.fs[0].cols[0], tl.items[c].to_numpy(), tl.tfms) for tl in tls] if simple else None
         return self._cols
 
@@ -391,6 +395,16 @@ class StoreDL(TfmdDL):
         for f in self._direct: im = f(im, split_idx)
         return (im,*item[1:])
 
+    _planning = False # within `create_batches`, which can do without pictures
+    def create_batches(self, samps):
+        self._planning = type(self).do_item is StoreDL.do_item
+        try: yield from super().create_batches(samps)
+        finally: self._planning = False
+
+    def before_iter(self):
+        super().before_iter()
+        for o in _of_tfms: self.__dict__.pop(o, None) # they may have changed since the last pass
+
     def _light(self):
         "What the transforms make of plans; None where they need an image"
         now = self.after_item,self.after_item.split_idx # which the loader sets when it begins to iterate
@@ -405,7 +419,7 @@ class StoreDL(TfmdDL):
     def do_item(self, s):
         if not self._late(): return super().do_item(s)
         try:
-            if (fs := self._light()) is None: return self._transformed(self._get(s))
+            if not self._planning or (fs := self._light()) is None: return self._transformed(self._get(s))
             item = None if self._seen(s) else self._get(s)
             return seen.planned(s or 0, fs) if (seen := self._seen(s)) else self._transformed(item)
         except SkipItemException: return None

@@ -275,7 +275,7 @@ class SESEMI(TrainingColumns):
 
     def make_ahead(self):
         "Make the unlabeled images of the next step that needs some; `Prefetch` asks for it"
-        if self._on and not self._own_batch: self._stream.peek()
+        if self._on and not self._own_batch and (self.rotations_alone or self._steps % self.every == 0): self._stream.peek()
 
     def _turn(self):
         "The rotated images of this step"

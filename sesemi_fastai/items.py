@@ -142,7 +142,7 @@ class ItemIndex(StaysHome):
         def not_skipped(dl, s):
             if (res := do(s)) is None: raise InputError(f"item {s} of the training set was skipped, which moves all that follow it: leave it out of the data")
             return res
-        not_skipped.looks_on = True
+        if not vars(dl).get('do_item') or hasattr(do, 'looks_on'): not_skipped.looks_on = True
         # of plain functions, `dl.new` would make copies for its own new loader
         with _instead(dl, 'get_idxs', MethodType(noted, dl)), _instead(dl, 'do_item', MethodType(not_skipped, dl)):
             try: yield

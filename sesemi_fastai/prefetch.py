@@ -5,30 +5,41 @@
 # %% auto #0
 __all__ = ['Prefetch']
 
-# %% ../nbs/20a_prefetch.ipynb #e974caba
+# %% ../nbs/20a_prefetch.ipynb #e20b0b3b
 import torch
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from fastai.vision.all import Learner
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/20a_prefetch.ipynb #68080850
+# %% ../nbs/20a_prefetch.ipynb #1f0b452f
 class _OneAhead:
     "A loader whose next batch can be made before it is asked for"
-    def __init__(self, dl): self.dl,self._made,self._it = dl,[],None
+    def __init__(self, dl): self.__dict__.update(dl=dl, _made=[], _it=None)
     def __len__(self): return len(self.dl)
+    def __setattr__(self, k, v): setattr(self.dl, k, v)
     def __getattr__(self, k):
         if k.startswith('__') or k == 'dl': raise AttributeError(k)
         return getattr(self.dl, k)
 
     def __iter__(self):
-        self._it = iter(self.dl)
-        while (b := self._made.pop() if self._made else next(self._it, None)) is not None: yield b
+        it = self.__dict__['_it'] = iter(self.dl)
+        while (b := self._made.pop() if self._made else next(it, None)) is not None: yield b
 
-    def make(self): self._made.append(next(self._it, None))
+    def make(self):
+        if not self._made: self._made.append(next(self._it, None))
+
+class _InCompany:
+    "Stands in for `learn._backward`; copies and pickles as what it stands for"
+    def __init__(self, cb): self.cb,self.plain = cb,cb.learn._backward
+    def __call__(self): self.cb.backward(self.plain)
+    def __reduce__(self): return partial,(Learner._backward, self.cb.learn)
 
 class Prefetch(StaysHome):
     "Make the next batches during the backward pass, where that costs nothing: on a GPU, and without loader processes"
     order,run_valid = 55,False # the loader is changed before the progress bar asks for it
+    def __init__(self): self._pool = None
     def before_epoch(self):
         if not self.evaluating and self._pays: around_next_phase(self.learn, self._in_phase, ['train'])
 
@@ -40,26 +51,27 @@ class Prefetch(StaysHome):
     @contextmanager
     def _in_phase(self):
         "The backward pass has company inside"
-        self._plain,own = self.learn._backward,'_backward' in vars(self.learn)
+        own,was = '_backward' in vars(self.learn),self.learn._backward
+        if isinstance(was, _InCompany): yield; return # that of another Prefetch
         with ThreadPoolExecutor(1) as self._pool:
-            self.learn._backward = self._backward
+            self.learn._backward = _InCompany(self)
             try: yield
             finally:
-                if own: self.learn._backward = self._plain
+                if own: self.learn._backward = was
                 else: del self.learn._backward
-                self._pool,self._plain = None,None
+                self._pool = None
                 if isinstance(self.learn.dl, _OneAhead): self.learn.dl = self.learn.dl.dl
 
     def before_train(self):
-        if self._inside: self.learn.dl = _OneAhead(self.learn.dl)
+        if self._pool and not isinstance(self.learn.dl, _OneAhead): self.learn.dl = _OneAhead(self.learn.dl)
 
-    @property
-    def _inside(self): return getattr(self, '_pool', None) is not None
-
-    def _backward(self):
-        if not isinstance(self.learn.dl, _OneAhead) or self.learn.iter+1 >= self.n_iter: return self._plain()
+    def backward(self,
+        plain # The backward pass
+    ):
+        "The backward pass, and beside it the next batches"
+        if not isinstance(self.learn.dl, _OneAhead) or self.learn.iter+1 >= self.n_iter: return plain()
         job = self._pool.submit(self._make, torch.cuda.current_device() if torch.cuda.is_available() else None)
-        try: self._plain()
+        try: plain()
         finally: job.result()
 
     def _make(self, device):

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from fastcore.parallel import parallel
-from PIL import Image
+from PIL import Image,ImageFile
 from .core import InputError,shows_bars
 import pandas as pd
 
@@ -50,14 +50,18 @@ def image_fault(
     except Exception as e: return 'bad',f"{type(e).__name__}: {e}"
 
 # %% ../nbs/24_scan.ipynb #66c00218
+class _Found(Exception): "What a cache does not keep"
+
 @lru_cache(maxsize=2**17)
-def _known_fault(f, *stat): return image_fault(f)
+def _sound(f, *state):
+    if fault := image_fault(f): raise _Found(fault)
 
 def _fault_once(f):
-    "As `image_fault`; a file that has not changed is not read again: a study asks for the same ones with each run"
+    "As `image_fault`; a sound file that has not changed is not read again: a study asks for the same ones with each run"
     try: st = os.stat(f)
     except OSError: return image_fault(f)
-    return _known_fault(os.path.abspath(f), st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+    try: return _sound(os.path.abspath(f), st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+    except _Found as e: return e.args[0]
 
 def scan_images(
     files, # Image files

@@ -154,13 +154,14 @@ class UnlabeledStream:
     def peek(self) -> Tensor: # Images, [B,C,H,W]
         "The images that `batch` will give next"
         if self._peeked is None:
-            with self.random(): b = self._next()
-            self._peeked = (b[0] if is_listy(b) else b).as_subclass(Tensor)
+            with self.random(): self._peeked = self._images(self._next())
         return self._peeked
+
+    def _images(self, b): return (b[0] if is_listy(b) else b).as_subclass(Tensor)
 
     def state_dict(self) -> dict:
         "Where the stream is: the random states now and at the start of the pass, and the batches drawn since"
-        state = dict(now=self.random.states, order=self._order())
+        state = dict(now=self.random.states, order=self._order(), peeked=self._peeked is not None)
         return {**state, 'start':self._start, 'drawn':self._drawn} if self._it else state
 
     def load_state_dict(self,
@@ -172,8 +173,9 @@ class UnlabeledStream:
         if start['order'] is not None: self.dl.rng.setstate(start['order'])
         self.random.states = start['now']
         with self.random():
-            for _ in progress(range(state.get('drawn', 0))): self._next()
+            for _ in progress(range(state.get('drawn', 0))): b = self._next()
         self.random.states = state['now']
+        if state.get('peeked') and state.get('drawn'): self._peeked = self._images(b) # made in advance, and not yet used
 
     def change(self,
         dls:DataLoaders, # The Learner's data

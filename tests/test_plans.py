@@ -1,8 +1,9 @@
 "Plans made without an object per image, and the fast path staying on"
-import random
+import copy, pickle, random
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, FlipItem, ImageBlock, Learner, RandomResizedCrop, Resize, TensorCategory, TensorImage, Transform, nn, set_seed
-from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoredImageBlock, item_tfms, own_dls, robust_cbs
+from fastai.vision.all import Callback, CategoryBlock, ColReader, ColSplitter, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomResizedCrop, Resize, TensorCategory, TensorImage, Transform, nn, fastuple, load_learner, set_seed
+from PIL import ImageFile
+from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images
 from sesemi_fastai.batches import light_tfms
 from test_resume import Crash
 from test_store import photos
@@ -63,12 +64,13 @@ def test_batches_made_in_the_backward_pass_are_the_same(photos, tmp_path, name):
         return torch.cat([p.detach().flatten() for p in net.parameters()])
     for kwargs in (dict(), dict(every=2, turns='one')): assert torch.equal(weights(**kwargs), weights(OnCPU(), **kwargs))
 
-def test_a_run_with_batches_made_ahead_goes_on_as_it_was(photos, tmp_path):
+@pytest.mark.parametrize('every', [1,2,3])
+def test_a_run_with_batches_made_ahead_goes_on_as_it_was(photos, tmp_path, every):
     def go(folder, resume=False, cbs=()):
         set_seed(0)
         dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store', seed=0)
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-        learn = Learner(dls, net, path=tmp_path, cbs=[*robust_cbs('auto'), SESEMI(bs=4, features='2'), OnCPU(), Checkpoint(folder, resume), *cbs])
+        learn = Learner(dls, net, path=tmp_path, cbs=[*robust_cbs('auto'), SESEMI(bs=4, features='2', every=every), OnCPU(), Checkpoint(folder, resume), *cbs])
         with learn.no_bar(), learn.no_logging(): learn.fit(4)
         return torch.cat([p.detach().flatten() for p in net.parameters()])
     whole = go(tmp_path/'a')
@@ -114,3 +116,117 @@ def test_a_scan_reads_a_file_once_until_it_changes(photos, monkeypatch):
     assert list(scan.scan_images(files).path) == [str(files[3])] and len(read) == len(files)+1
     files[3].unlink()
     assert list(scan.scan_images(files).kind) == ['bad']
+
+def table_loaders(photos, tmp_path, tfms, splits=None):
+    files = sorted(photos.rglob('*.png'))
+    df = pd.DataFrame(dict(path=[str(o) for o in files], label=[o.parent.name for o in files], is_valid=[i%3 == 0 for i in range(len(files))]))
+    set_seed(0)
+    return DataBlock((StoredImageBlock(ImageStore(files, tmp_path/'store')),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=splits or ColSplitter('is_valid'), item_tfms=tfms).dataloaders(df, bs=8, num_workers=0)
+
+def test_a_stream_goes_on_with_what_was_made_ahead(photos, tmp_path):
+    def stream(): return UnlabeledStream(table_loaders(photos, tmp_path, item_tfms('fastai', 32)), bs=4, seed=3)
+    a = stream()
+    for _ in range(2): a.batch()
+    a.peek()
+    state,b = pickle.loads(pickle.dumps(a.state_dict())),stream()
+    b.load_state_dict(state)
+    for _ in range(9): assert torch.equal(a.batch(), b.batch())
+
+def test_a_third_split_is_treated_as_validation(photos, tmp_path):
+    dls = table_loaders(photos, tmp_path, item_tfms('fastai', 32), splits=lambda o: (list(range(0,48,3)),list(range(1,48,3)),list(range(2,48,3))))
+    for (a,_),(b,_) in zip(dls[2], dls[2], strict=True): assert torch.equal(a, b)
+
+class Swapped(Datasets):
+    def __getitem__(self, i):
+        x,y = super().__getitem__(i)
+        return x,type(y)(1-y)
+
+def test_own_ways_to_make_items_are_asked(photos, tmp_path):
+    dls = table_loaders(photos, tmp_path, item_tfms('fastai', 32))
+    plain = [y for _,y in dls.valid]
+    for y,x in zip(plain, dls.valid.new(Swapped(tls=dls.valid_ds.tls)), strict=True): assert torch.equal(1-y, x[1])
+    made,new = [],dls.valid.new()
+    def create_item(s): made.append(s); return dls.valid_ds[s]
+    new.create_item = create_item
+    for _ in new: pass
+    assert len(made) == len(dls.valid_ds)
+    orig,n = dls.train.do_item,[]
+    def mine(s):
+        x,y = orig(s)
+        n.append(s)
+        return x,y
+    dls.train.do_item = mine
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), path=tmp_path, cbs=[Memorisation()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    assert len(n) == 2*32
+    item = table_loaders(photos, tmp_path, item_tfms('fastai', 32)).train.do_item(0)
+    assert len(item) == 2 and item[0].size == (32,32)
+
+def test_transforms_may_change_between_passes(photos, tmp_path):
+    dls = table_loaders(photos, tmp_path, [FlipItem(1.), RandomResizedCrop(32)])
+    def sizes(): return [next(iter(o))[0].shape[-1] for o in (dls.train,dls.valid)]
+    assert sizes() == [32,32]
+    for o in dls.loaders:
+        for t in o.after_item.fs:
+            if isinstance(t, RandomResizedCrop): t.size = fastuple(48,48)
+    assert sizes() == [48,48]
+
+@pytest.mark.parametrize('tfms', [[RandomResizedCrop(32), GammaCorrection(.3, .31), GammaCorrection(2., 2.1)], [RandomResizedCrop(32), GammaCorrection(np.float32(.3), np.float32(.31))], [RandomResizedCrop(32, val_xtra=-.5)]])
+def test_chains_that_no_plan_can_hold_are_those_of_the_files(photos, tmp_path, tfms):
+    a = table_loaders(photos, tmp_path, tfms)
+    files = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'), item_tfms=tfms).dataloaders(pd.concat([a.train_ds.items, a.valid_ds.items]).sort_index(), bs=8, num_workers=0)
+    for stored,plain in zip(a.loaders, files.loaders, strict=True):
+        stored.rng,plain.rng = random.Random(1),random.Random(1)
+        set_seed(0); x = [o[0] for o in stored]
+        set_seed(0); y = [o[0] for o in plain]
+        for u,v in zip(x, y, strict=True): assert (u-v).abs().max() < .06
+
+class Twice(Callback):
+    "As sharpness-aware minimisation does"
+    order = 1
+    def after_pred(self): self.done = False
+    def after_backward(self):
+        if self.done: return
+        self.done = True
+        self.learn.loss_grad = self.learn.loss_func(self.learn.model(*self.xb), *self.yb)
+        self.learn._backward()
+
+def test_two_backward_passes_and_two_prefetches(photos, tmp_path):
+    def steps(*cbs):
+        dls = table_loaders(photos, tmp_path, item_tfms('fastai', 32))
+        set_seed(0)
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+        learn = Learner(dls, net, path=tmp_path, cbs=[Memorisation(), Twice(), *cbs])
+        with learn.no_bar(), learn.no_logging(): learn.fit(2)
+        return len(learn.recorder.lrs),learn.memorisation.history,torch.cat([p.detach().flatten() for p in net.parameters()])
+    want = steps()
+    for cbs in ([OnCPU()],[OnCPU(),OnCPU()]):
+        got = steps(*cbs)
+        assert got[:2] == want[:2] and torch.equal(got[2], want[2])
+
+class Exports(Callback):
+    order = 99
+    def after_batch(self):
+        if self.training and self.iter == 1: self.learn.export('within.pkl')
+
+def test_a_learner_with_prefetch_can_be_copied_and_exported(photos, tmp_path):
+    dls = table_loaders(photos, tmp_path, item_tfms('fastai', 32))
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), path=tmp_path, cbs=[OnCPU()])
+    copy.copy(Prefetch()); twin = copy.deepcopy(learn)
+    with twin.no_bar(), twin.no_logging(): twin.fit(1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Exports())
+    back = load_learner(tmp_path/'within.pkl')
+    back.dls = dls
+    with back.no_bar(), back.no_logging(): back.fit(1)
+
+def test_faults_are_looked_at_again(photos):
+    f = sorted(photos.rglob('*.png'))[0]
+    jpg = f.with_suffix('.jpg')
+    PILImage.create(f).save(jpg)
+    jpg.write_bytes(jpg.read_bytes()[:-400])
+    assert len(scan_images([jpg])) == 1
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try: assert not len(scan_images([jpg]))
+    finally: ImageFile.LOAD_TRUNCATED_IMAGES = False
+    assert len(scan_images([jpg])) == 1
