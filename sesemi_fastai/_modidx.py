@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.bench.LearnerSteps': ('bench.html#learnersteps', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench.LearnerSteps.__init__': ( 'bench.html#learnersteps.__init__',
                                                                                     'sesemi_fastai/bench.py'),
+                                     'sesemi_fastai.bench.LearnerSteps.most': ('bench.html#learnersteps.most', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench.LearnerSteps.run': ('bench.html#learnersteps.run', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench.OwnCost': ('bench.html#owncost', 'sesemi_fastai/bench.py'),
                                      'sesemi_fastai.bench.OwnCost._clocked': ('bench.html#owncost._clocked', 'sesemi_fastai/bench.py'),

@@ -140,6 +140,11 @@ class LearnerSteps:
         keep:bool=True # Whether freed memory stays with the process, as after `to_precision`
     ): self.learn,self.keep = learn,keep
 
+    @property
+    def most(self) -> int:
+        "Steps that an epoch has room for"
+        return len(self.learn.dls.train)-1
+
     def run(self,
         n:int # Steps
     ) -> float: # Seconds
@@ -264,7 +269,7 @@ def take_turns(
     rounds = [{} for _ in range(repeats)]
     plan = [(i,k) for i in range(repeats) for k in random.Random(i).sample(list(runners), len(runners))]
     try:
-        steps = {k:max(2, min(20, round(seconds/_turn(o, 1)))) for k,o in runners.items()}
+        steps = {k:max(2, min(20, getattr(o, 'most', 20), round(seconds/_turn(o, 1)))) for k,o in runners.items()}
         for i,k in progress(plan): rounds[i][k] = _turn(runners[k], steps[k])/steps[k]
     finally:
         if _on_cpu(): keep_memory(False)
