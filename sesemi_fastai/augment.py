@@ -8,7 +8,7 @@ __all__ = ['augmentations', 'GammaCorrection', 'item_tfms']
 # %% ../nbs/25_augment.ipynb #d55dee3a
 import random
 from fastai.vision.all import CropPad,FlipItem,PILImage,RandTransform,RandomResizedCrop,Resize
-from .batches import gamma_tables,images_alone,light
+from .plans import gamma_tables,planners
 from .core import InputError,choose
 
 # %% ../nbs/25_augment.ipynb #41e7e0d4
@@ -36,15 +36,11 @@ def _fastai(size, min_scale=.35): return [RandomResizedCrop(size, min_scale=min_
 def _sesemi(size, min_scale=.2):
     return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3, split_idx=1), GammaCorrection(), FlipItem()]
 
-def _light_gamma(t, used, valid):
-    if t.p != 1: return None
-    def f(plan):
-        gamma = float(random.uniform(t.low, t.high))
-        return plan._replace(table=gamma) if used else plan
-    return f
+def _plan_gamma(t, plan, used, valid):
+    gamma = float(random.uniform(t.low, t.high))
+    return plan.look_up(gamma) if used else plan
 
-images_alone.add(GammaCorrection)
-light[GammaCorrection] = _light_gamma
+planners[GammaCorrection] = _plan_gamma
 augmentations = dict(fastai=_fastai, sesemi=_sesemi)
 
 def item_tfms(

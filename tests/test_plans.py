@@ -1,38 +1,41 @@
 "Plans made without an object per image, and the fast path staying on"
 import copy, pickle, random
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import Callback, CategoryBlock, ColReader, ColSplitter, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomResizedCrop, Resize, TensorCategory, TensorImage, Transform, nn, fastuple, load_learner, set_seed
+from fastai.vision.all import NEAREST, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, Transform, nn, fastuple, load_learner, set_seed
 from PIL import ImageFile
 from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images
-from sesemi_fastai.batches import light_tfms
+from sesemi_fastai.plans import planner
 from test_resume import Crash
 from test_store import photos
 
-light_chains = dict(fastai=item_tfms('fastai', 32), sesemi=item_tfms('sesemi', 32), always=[FlipItem(1.), RandomResizedCrop((24,32))], tall=[RandomResizedCrop(32, min_scale=.9, ratio=(3,4))],
-    training_alone=[RandomResizedCrop(32, split_idx=0), Resize(32, split_idx=1)], dark=[GammaCorrection(low=0., high=.1, order=0), RandomResizedCrop(32)])
+chains = dict(fastai=item_tfms('fastai', 32), sesemi=item_tfms('sesemi', 32), always=[FlipItem(1.), RandomResizedCrop((24,32))], tall=[RandomResizedCrop(32, min_scale=.9, ratio=(3,4))],
+    training_alone=[RandomResizedCrop(32, split_idx=0), Resize(32, split_idx=1)], other_side=[RandomResizedCrop(32, split_idx=1), Resize((20,32), split_idx=0)], dark=[GammaCorrection(low=0., high=.1, order=0), RandomResizedCrop(32)],
+    crop=[Resize((32,24))], squish=[Resize(32, method='squish'), FlipItem()], padded=[Resize(32, method='pad')], nearest=[Resize(32, resamples=(NEAREST,NEAREST))], moved=[Resize(40), RandomCrop((32,24)), GammaCorrection()], middle=[Resize(41), CropPad((32,24), order=2), FlipItem()],
+    validation_alone=[Resize(40, split_idx=1), RandomCrop(32, split_idx=1), RandomResizedCrop(32, split_idx=0)], border=[Resize(24), CropPad(32, order=2)], too_small=[CropPad(45), Resize(32)], twice=[Resize(33), RandomResizedCrop(32, min_scale=.9, order=2)])
+need_images = 'dark','padded','nearest','border','too_small','twice'
 
 @pytest.mark.parametrize('device', [None,'cpu'])
-@pytest.mark.parametrize('name', light_chains)
+@pytest.mark.parametrize('name', chains)
 def test_plans_without_an_image_are_those_of_the_images(photos, tmp_path, name, device, monkeypatch):
     "Same numbers drawn, same batches, in training and validation, whatever else draws numbers"
     files = sorted(photos.rglob('*.png'))
     store = ImageStore(files, tmp_path/'store').to(device)
     df = pd.DataFrame(dict(path=[str(o) for o in files], label=[o.parent.name for o in files], is_valid=[i%3 == 0 for i in range(len(files))]))
-    def batches(light):
-        monkeypatch.setattr('sesemi_fastai.batches.light_tfms', light)
+    def batches(planner):
+        monkeypatch.setattr('sesemi_fastai.batches.planner', planner)
         set_seed(0)
-        dls = DataBlock((StoredImageBlock(store),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'), item_tfms=light_chains[name]).dataloaders(df, bs=8, num_workers=0)
+        dls = DataBlock((StoredImageBlock(store),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'), item_tfms=chains[name]).dataloaders(df, bs=8, num_workers=0)
         return [*dls.train, *dls.valid, *dls.train],[random.random(), np.random.rand(), torch.rand(1).item()],dls
-    (a,drawn_a,_),(b,drawn_b,dls) = batches(lambda fs, split_idx: None),batches(light_tfms)
+    (a,drawn_a,_),(b,drawn_b,dls) = batches(lambda fs, split_idx: None),batches(planner)
     assert drawn_a == drawn_b and {type(t) for x in b for t in x} == {TensorImage,TensorCategory}
     for (xa,ya),(xb,yb) in zip(a, b, strict=True): assert torch.equal(ya, yb) and torch.equal(xa, xb)
-    assert (dls.train._light() is None) == (name == 'dark')
+    assert (dls.train._now_planner() is None) == (name in need_images)
 
 @pytest.mark.parametrize('name', ['auto','smallloss','none'])
 def test_no_image_is_made_alone_whatever_callbacks_look_on(photos, tmp_path, name, monkeypatch):
     "Callbacks that note the order of the items must not turn the fast path off"
     made = []
-    monkeypatch.setattr('sesemi_fastai.batches.made_by_pillow', lambda px, plan: made.append(plan))
+    monkeypatch.setattr('sesemi_fastai.plans.made_by_pillow', lambda px, plan: made.append(plan))
     dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store')
     learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), path=tmp_path, cbs=[*robust_cbs(name), SESEMI(features='0'), Memorisation(), LabelReport(), Predictions()])
     with learn.no_bar(), learn.no_logging(): learn.fit(2)

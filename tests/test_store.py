@@ -9,7 +9,7 @@ from fastai.vision.all import (CategoryBlock, CropPad, CrossEntropyLossFlat, Dat
 from PIL import Image
 from sesemi_fastai.all import ELR, SESEMI, ImageStore, InputError, Memorisation, RobustLoss, StoreDL, StoredImageBlock, UnlabeledStream, own_dls, train_run
 from sesemi_fastai import store as store_module
-from sesemi_fastai.batches import LazyImage, planned_batch
+from sesemi_fastai.plans import LazyImage, planned_batch
 from sesemi_fastai.store import _mapped
 
 @pytest.fixture
