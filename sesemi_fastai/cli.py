@@ -31,10 +31,10 @@ from .bench import speed_record,speed_table
 from .data import noisy_table,read_table,show_noisy_batch
 from .corrections import accepted,merged
 from .labels import average_precision,cleanlab_of,read_labels,self_confidence,truly_wrong
-from .checks import check_options
+from .checks import check_options,idle_options
 from .experiment import train_run,resume_run
 from .setup import make_dls
-from .folder import is_done
+from .folder import is_done,options
 from .cluster import run_on_ray
 from .recipe import resolved
 from .record import find_records,read_record,read_records
@@ -73,6 +73,11 @@ def _only_resume(kwargs):
     if given := [k for k,v in kwargs.items() if v != defaults[k] and k != 'path']:
         raise InputError(f"--resume takes all options from the run it goes on with: leave out --{given[0].replace('_', '-')}")
 
+def _tell_idle(options):
+    "A note of what was typed and changes nothing"
+    if (idle := idle_options(options)) and not rank_distrib():
+        print(f"note: {', '.join('--'+o.replace('_', '-') for o in idle)} {'changes' if len(idle) == 1 else 'change'} nothing in this run", file=sys.stderr)
+
 @call_parse
 @delegates(train_run, but='bar,resume')
 def sesemi_train(
@@ -85,6 +90,7 @@ def sesemi_train(
     with _one_line_errors(f'go on with sesemi-train --resume {out}' if out else 'nothing was kept, a run with --out OUT can go on'):
         bar = shows_bars() and not no_bar
         if resume is not None: _only_resume(kwargs)
+        else: _tell_idle(options(kwargs))
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
         if not rank_distrib(): print(json.dumps(record))
 

@@ -63,6 +63,11 @@ def test_method_and_transductive_are_what_happened(mini, tmp_path):
         assert (record['method'],record['transductive'],record['unlabeled_images']) == (method,transductive,n), unlabeled
         assert ('rot_acc' in record['history'][0]) == (method == 'SESEMI')
 
+@pytest.mark.parametrize('args,note', [(['--unlabeled','none','--every','2'], 'note: --every changes nothing in this run\n'), (['--unlabeled','none','--turns','one','--weight','.5'], 'note: --weight, --turns change nothing in this run\n'), (['--turns','one'], '')])
+def test_an_option_that_changes_nothing_is_told(mini, args, note):
+    res = run('sesemi-train', '--path', mini, '--epochs', 1, *small, *args)
+    assert res.returncode == 0 and res.stderr == note
+
 def test_same_seed_same_record(mini, tmp_path):
     def history(*args):
         res = run('sesemi-train', '--path', mini, '--epochs', 1, *args, *small)
