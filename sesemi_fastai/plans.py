@@ -228,7 +228,7 @@ class Planned(NamedTuple):
     @property
     def size(self): return self.plan.size
 
-def _resized(plan, w, h): return plan.resize(w, h) if plan and not plan.to and plan.table is None else None # whatever size it has
+def _resized(plan, w, h): return None if plan.to or plan.table is not None else plan._replace(to=(w,h)) # also where that is its size: other images have others
 
 def _crop_box(t, w, h):
     "The box that `RandomResizedCrop` cuts out of an image for training"
@@ -242,9 +242,10 @@ def _crop_box(t, w, h):
 def _plan_random_resized_crop(t, plan, used, valid):
     box,(w,h) = None if valid else _crop_box(t, *plan.size),t.size
     if not used: return plan
-    if not valid: return None if plan.to or t.mode != BILINEAR else _resized(plan.crop(*box), w, h)
+    if t.mode != BILINEAR: return None
+    if not valid: return _resized(plan.crop(*box), w, h)
     more = 8*math.ceil(max(t.size)*t.val_xtra/8)
-    res = _resized(plan, w+more, h+more) if t.mode == BILINEAR else None
+    res = _resized(plan, w+more, h+more)
     return res and res.crop(more//2, more//2, w, h)
 
 def _plan_resize(t, plan, used, valid):
@@ -273,8 +274,9 @@ def planner(
     fs, # Item transforms
     split_idx:int # 0 for training, others for validation and testing
 ) -> Callable|None: # Function of an image's width and height that returns its `Plan`
-    "What the transforms do to an image, drawing the same numbers; None if there is one that needs an image"
-    if any('before_call' in vars(t) or type(t) not in planners or type(t) is not FlipItem and getattr(t, 'p', 1) != 1 for t in fs): return None
+    "What the transforms do to an image, drawing the same numbers; None if one of them is not known, or changed by its user, or needs an image"
+    def known(t): return type(t) in planners and 'before_call' not in vars(t) and isinstance(getattr(t, 'size', ()), tuple) and (type(t) is FlipItem or getattr(t, 'p', 1) == 1)
+    if not all(map(known, fs)): return None
     steps = [(planners[type(t)],t,t.split_idx in (None,split_idx)) for t in fs]
     def plan_for(w, h):
         plan = Plan((0,0,w,h))

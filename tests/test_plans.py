@@ -1,18 +1,19 @@
 "Plans made without an object per image, and the fast path staying on"
 import copy, pickle, random
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import NEAREST, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, Transform, nn, fastuple, load_learner, set_seed
+from fastai.vision.all import NEAREST, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, TfmdDL, ToTensor, Transform, nn, fastuple, load_learner, set_seed
 from PIL import ImageFile
-from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images
-from sesemi_fastai.plans import planner
+from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoreDL, StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images
+from sesemi_fastai.plans import LazyImage, Planned, planner
 from test_resume import Crash
 from test_store import photos
 
 chains = dict(fastai=item_tfms('fastai', 32), sesemi=item_tfms('sesemi', 32), always=[FlipItem(1.), RandomResizedCrop((24,32))], tall=[RandomResizedCrop(32, min_scale=.9, ratio=(3,4))],
     training_alone=[RandomResizedCrop(32, split_idx=0), Resize(32, split_idx=1)], other_side=[RandomResizedCrop(32, split_idx=1), Resize((20,32), split_idx=0)], dark=[GammaCorrection(low=0., high=.1, order=0), RandomResizedCrop(32)],
     crop=[Resize((32,24))], squish=[Resize(32, method='squish'), FlipItem()], padded=[Resize(32, method='pad')], nearest=[Resize(32, resamples=(NEAREST,NEAREST))], moved=[Resize(40), RandomCrop((32,24)), GammaCorrection()], middle=[Resize(41), CropPad((32,24), order=2), FlipItem()],
-    validation_alone=[Resize(40, split_idx=1), RandomCrop(32, split_idx=1), RandomResizedCrop(32, split_idx=0)], border=[Resize(24), CropPad(32, order=2)], too_small=[CropPad(45), Resize(32)], twice=[Resize(33), RandomResizedCrop(32, min_scale=.9, order=2)])
-need_images = 'dark','padded','nearest','border','too_small','twice'
+    validation_alone=[Resize(40, split_idx=1), RandomCrop(32, split_idx=1), RandomResizedCrop(32, split_idx=0)], border=[Resize(24), CropPad(32, order=2)], too_small=[CropPad(45), Resize(32)], twice=[Resize(33), RandomResizedCrop(32, min_scale=.9, order=2)],
+    one_pixel=[Resize(1), RandomResizedCrop(32, order=2)])
+need_images = 'one_pixel','dark','padded','nearest','border','too_small','twice'
 
 @pytest.mark.parametrize('device', [None,'cpu'])
 @pytest.mark.parametrize('name', chains)
@@ -29,7 +30,7 @@ def test_plans_without_an_image_are_those_of_the_images(photos, tmp_path, name, 
     (a,drawn_a,_),(b,drawn_b,dls) = batches(lambda fs, split_idx: None),batches(planner)
     assert drawn_a == drawn_b and {type(t) for x in b for t in x} == {TensorImage,TensorCategory}
     for (xa,ya),(xb,yb) in zip(a, b, strict=True): assert torch.equal(ya, yb) and torch.equal(xa, xb)
-    assert (dls.train._now_planner() is None) == (name in need_images)
+    assert (dls.train._planner() is None) == (name in need_images)
 
 @pytest.mark.parametrize('name', ['auto','smallloss','none'])
 def test_no_image_is_made_alone_whatever_callbacks_look_on(photos, tmp_path, name, monkeypatch):
@@ -233,3 +234,102 @@ def test_faults_are_looked_at_again(photos):
     try: assert not len(scan_images([jpg]))
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = False
     assert len(scan_images([jpg])) == 1
+
+def own_item(base):
+    class D(base):
+        def do_item(self, s):
+            x,y = super().do_item(s)
+            return x,type(y)(1-y)
+    return D
+def own_reading(base):
+    class D(base):
+        read = 0
+        def create_item(self, s):
+            self.read += 1
+            x,y = super().create_item(s)
+            return x,type(y)((y+self.read//7)%2)
+    return D
+def own_batch(base):
+    class D(base):
+        def create_batch(self, b):
+            x,y = super().create_batch(b)
+            return x,y+10
+    return D
+def own_way(base):
+    class D(base):
+        def do_batch(self, b): return super().do_batch([(x,type(y)(y+20)) for x,y in b])
+    return D
+def own_types(base):
+    class D(base):
+        def retain(self, res, b):
+            x,y = super().retain(res, b)
+            return x,-y
+    return D
+
+def two_passes(dl): return [y.tolist() for _ in range(2) for _,y in dl]
+
+@pytest.mark.parametrize('own', [own_item,own_reading,own_batch,own_way,own_types])
+@pytest.mark.parametrize('look', [False,True])
+def test_what_a_subclass_does_is_done(photos, tmp_path, own, look):
+    "Over our loader as over fastai's"
+    train = table_loaders(photos, tmp_path, item_tfms('fastai', 32)).train
+    def labels(base):
+        dl = train.new(cls=own(base), shuffle=False)
+        if look:
+            do = dl.do_item
+            def item(s): return do(s)
+            item.looks_on = True
+            dl.do_item = item
+        return two_passes(dl)
+    assert labels(StoreDL) == labels(TfmdDL) != two_passes(train.new(shuffle=False))
+
+class Changing(Datasets):
+    n = 0
+    def __getitem__(self, i):
+        Changing.n += 1
+        x,y = super().__getitem__(i)
+        return x,type(y)((y+Changing.n//5)%2)
+
+def test_items_that_change_are_read_again(photos, tmp_path):
+    train = table_loaders(photos, tmp_path, item_tfms('fastai', 32)).train
+    def labels(cls, **kwargs):
+        Changing.n = 0
+        return two_passes(train.new(Changing(tls=train.dataset.tls), cls=cls, shuffle=False, **kwargs))
+    assert labels(StoreDL) == labels(TfmdDL)
+    def by_turns(cls):
+        turns = random.Random(1)
+        return two_passes(train.new(cls=cls, shuffle=False, create_item=lambda s: train.dataset[turns.randrange(32)]))
+    assert by_turns(StoreDL) == by_turns(TfmdDL)
+    def in_order(cls): return [y.tolist() for _,y in cls(train.dataset, bs=8, num_workers=0, indexed=False, after_item=[RandomResizedCrop(16),ToTensor()])]
+    assert in_order(StoreDL) == in_order(TfmdDL) and len({tuple(o) for o in in_order(StoreDL)}) > 1
+    dl = train.new(shuffle=False)
+    before = two_passes(dl)
+    dl.dataset.tls[1].tfms.add(Transform(lambda o: TensorCategory(1-o), order=9))
+    assert two_passes(dl) == [[1-v for v in o] for o in before]
+
+def test_items_may_be_asked_for_within_a_pass(photos, tmp_path):
+    dl = table_loaders(photos, tmp_path, item_tfms('fastai', 32)).train
+    for _ in range(2):
+        for _ in dl: assert [type(o) for o in dl.do_item(0)] == [LazyImage,TensorCategory]
+    plans = []
+    for _ in dl:
+        dl.one_batch()
+        plans.append(type(dl._for_batch(0)))
+    assert set(plans) == {Planned}
+
+def changed_crop(dl): dl.after_item.fs[0].size = fastuple(24,24)
+def changed_mode(dl): dl.after_item.fs[0].mode = NEAREST
+def no_more_gamma(dl): dl.after_item.fs[1].p = 0.
+def one_more(dl): dl.after_item.add(FlipItem(1.))
+@pytest.mark.parametrize('change', [changed_crop,changed_mode,no_more_gamma,one_more])
+def test_transforms_may_change_within_a_pass(photos, tmp_path, change):
+    train = table_loaders(photos, tmp_path, [RandomResizedCrop(16), GammaCorrection(3, 3.1)]).train
+    def batches(cls):
+        dl,res = train.new(cls=cls, after_item=copy.deepcopy(train.after_item), shuffle=False),[]
+        for _ in dl: pass # every item is known
+        set_seed(0)
+        for i,(x,_) in enumerate(dl):
+            res.append(x)
+            if not i: change(dl)
+        return res
+    for a,b in zip(batches(StoreDL), batches(TfmdDL), strict=True): assert (a-b).abs().max() < .04
