@@ -8,7 +8,7 @@ __all__ = ['write_checkpoint', 'read_checkpoint', 'checkpoint_files', 'latest_ch
 # %% ../nbs/21_checkpoint.ipynb #84c6e730
 import re,sys,zipfile
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastai.vision.all import (L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,need_numbers,one_line
@@ -93,6 +93,11 @@ def _stateful(learn): return _by_name(cb for cb in learn.cbs if hasattr(type(cb)
 def _trackers(learn): return _by_name(cb for cb in learn.cbs if isinstance(cb, TrackerCallback))
 _tracked,_recorded = ('best','wait'),('lrs','iters','losses','values')
 
+def _digest(ds):
+    "Of a dataset that is a table: some digits that tell its labels from others"
+    items = getattr(ds, 'items', None)
+    return f' [{int(pd.util.hash_pandas_object(items.astype(str), index=False).sum())%10**8}]' if isinstance(items, pd.DataFrame) else ''
+
 class Checkpoint(StaysHome):
     "Write a checkpoint after each epoch, and go on from the last one with `resume`"
     order = 100
@@ -119,7 +124,7 @@ class Checkpoint(StaysHome):
     def _shared_state(self):
         "What is the same in all processes"
         rec,scaler = self.recorder,getattr(self.learn, 'scaler', None)
-        return dict(epoch=self.epoch+1, train_iter=self.learn.train_iter, n_epoch=self.n_epoch, config=self.config, model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
+        return dict(epoch=self.epoch+1, fit=self._fit, train_iter=self.learn.train_iter, n_epoch=self.n_epoch, config=self.config, model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
             scaler=scaler.state_dict() if scaler else None, recorder={k:getattr(rec, k) for k in _recorded}, smooth=(rec.smooth_loss.count,rec.smooth_loss.val),
             trackers={nm:{k:getattr(cb, k) for k in _tracked if k in vars(cb)} for nm,cb in _trackers(self.learn).items()})
 
@@ -142,12 +147,20 @@ class Checkpoint(StaysHome):
         if self.n_fit == 1 and not self.resume and checkpoint_files(self.folder):
             raise InputError(f"{self.folder} holds checkpoints of an earlier run: go on with resume=True, or choose another folder")
         self._state = latest_checkpoint(self.folder, self.config, self.n_fit) if self.resume else None
-        self.start = self._state['epoch'] if self._state else 0
+        self.start,self._fit = self._state['epoch'] if self._state else 0,self._fit_of()
         if self._state: self._restore()
+        if self.start == self.n_epoch and not rank_distrib(): print(f"the fit in {self.folder} is done, nothing is trained: a new one needs a new folder", file=sys.stderr)
+
+    def _fit_of(self):
+        "By what another fit is known that has as many epochs"
+        data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in (('training',self.dls.train_ds), ('validation',self.dls.valid_ds)) if hasattr(ds, '__len__')} if hasattr(self.dls, 'valid_ds') else {}
+        planned = [cb.scheds['lr'](.25) for cb in self.learn.cbs if 'lr' in getattr(cb, 'scheds', ())] or [o['lr'] for o in self.opt.hypers]
+        return dict(lr=', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o))), callbacks=', '.join(sorted(_stateful(self.learn))), **data)
 
     def _restore(self):
         state = self._state
         if state['n_epoch'] != self.n_epoch: raise InputError(f"the checkpoint is of a fit of {state['n_epoch']} epochs, this one has {self.n_epoch}")
+        if (there := state.get('fit', self._fit)) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {_differences(there, self._fit)}; choose another folder")
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
         self.opt.load_state_dict(_on(state['opt'], self.dls.device))

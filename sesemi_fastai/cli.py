@@ -7,12 +7,14 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
            'sesemi_data', 'sesemi_demo']
 
 # %% ../nbs/47_cli.ipynb #fb5820fc
-import sys,warnings
+import os,sys,warnings
 from pathlib import Path
 
 def _told_briefly(kind, e, trace):
     "Ctrl-C while fastai is imported, before a command has begun"
-    if issubclass(kind, KeyboardInterrupt): print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+    if issubclass(kind, KeyboardInterrupt):
+        print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr, flush=True)
+        os._exit(130) # Python would leave with 1
     else: sys.__excepthook__(kind, e, trace)
 
 if Path(sys.argv[0]).name.startswith('sesemi-'): sys.excepthook = _told_briefly
@@ -243,7 +245,7 @@ def _write_corrections(taken, fname, df):
     res = taken if old is None else merged(taken, old)
     write_text(fname, res.to_csv(index=False))
     if len(wrong := truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()): print(f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong")
-    before = '' if old is None else f", beside {len(old)} decisions that were there and stay"
+    before = '' if old is None else f", beside {len(old)} decisions that were there and stay (without {fname} all is decided anew)"
     print(f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {fname}")
 
 @call_parse
@@ -263,6 +265,8 @@ def sesemi_labels(
         if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")
         takes = accept is not None or accept_top is not None
         if not takes and (corrections or action != 'drop'): raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
+        if accept is not None and not 0 <= accept <= 1: raise InputError(f"--accept {accept:g}: give a score from 0 to 1")
+        if accept_top is not None and not 0 <= accept_top <= len(df): raise InputError(f"--accept-top {accept_top}: give a number of labels from 0 to the {len(df)} of the list")
         taken = accepted(df, accept or 0., action, accept_top) if takes else None
         scores = cleanlab_of(df) if cleanlab else None
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]

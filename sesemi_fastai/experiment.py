@@ -132,7 +132,7 @@ def train_run(
     features:str=None, # Module whose output is the last feature map; found if not given
     seed:int=None, # Seed of weights, order and augmentation [0]
     workers:int=None, # Loader processes; fastai's choice if not given, none with --store
-    store:str=None, # Folder that keeps decoded images for this run and all later ones, or auto for one beside fastai's data; files are decoded each time if not given
+    store:str=None, # Folder that keeps decoded images for this run and later ones on the same files, or auto for one beside fastai's data; files are decoded each time if not given
     store_size:int=None, # Shorter side that images are shrunk to in the store, pixels; not shrunk if not given
     corrections:str=None, # CSV file with training images to drop or relabel, as from sesemi-labels
     precision:str=None, # Number format: fp32, bf16, fp16 (CUDA), or auto, the fastest that the device has [auto]

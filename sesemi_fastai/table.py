@@ -101,7 +101,8 @@ def result_table(
 def conditions(
     records # Finished records
 ) -> str: # One sentence
-    "What all the runs share: data, network, optimizer, hardware, versions"
+    "What all the runs share: data, network, optimizer, hardware, versions; and how many are not counted"
+    again = len(records)-len(distinct(records_frame(records)))
     def one(f): return ', '.join(dict.fromkeys(str(f(o)) for o in records))
     def option(k): return one(lambda o: config_of(o)[k])
     pixels = one(lambda o: o['data']['pixels'])
@@ -110,7 +111,8 @@ def conditions(
             f"{one(lambda o: o['data']['valid_images'])} validation images), {option('size')} px; {option('arch')}, "
             f"{option('opt')}, {option('sched')}, lr {option('lr')}, bs {option('bs')}, {option('precision')}; "
             f"{'validation images in the unlabeled stream (transductive)' if any(o['transductive'] for o in records) else 'no validation image in training (not transductive)'}; "
-            f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch {one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}.")
+            f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch {one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}."
+            + (f" {again} with the settings and seed of another {'is' if again == 1 else 'are'} not counted." if again else ''))
 
 # %% ../nbs/43_table.ipynb #f5ca559b
 def paired_difference(

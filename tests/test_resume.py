@@ -3,12 +3,13 @@ import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, ranger, resnet18, vision_learner)
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
-from sesemi_fastai.mini import make_mini
+from sesemi_fastai.mini import make_mini, mini_dls
+from sesemi_fastai.robust import ELR, RobustLoss
 from sesemi_fastai.steps import StepsPerEpoch
 from test_callback import Quiet, fit, traces, CLEAN
 from test_cli import run, small
@@ -303,3 +304,22 @@ def test_diverged_runs(mini, tmp_path, monkeypatch):
         assert res.returncode == 1 and '1 of 3 runs ended early' in res.stderr
         assert {f.parent.name.split('-')[0]:json.loads(f.read_text())['status'] for f in (tmp_path/'c').rglob('record.json')} == dict(plain='done', sesemi='diverged', plain_compute='done')
     assert run('sesemi-train', '--path', mini, '--epochs', 1, '--lr', .001, '--out', tmp_path/'c/sesemi-1ep-seed0', *small).returncode == 0
+
+def test_a_fit_of_other_kind_is_not_taken_for_this_one(make_learn, tmp_path, capsys):
+    def go(lr=.01, cbs=(), **kwargs):
+        learn = make_learn(cbs=cbs, **kwargs)
+        with Quiet(learn): learn.fit_one_cycle(2, lr, cbs=Checkpoint(tmp_path/'c', resume=True))
+        return learn
+    go()
+    assert 'nothing is trained' not in capsys.readouterr().err
+    go()
+    assert 'is done, nothing is trained' in capsys.readouterr().err
+    for kwargs,word in ((dict(lr=1e-6), 'lr'), (dict(cbs=[RobustLoss(ELR())]), 'callbacks')):
+        with pytest.raises(InputError, match=f'of another fit: {word} .* there'): go(**kwargs)
+
+def test_other_labels_are_another_fit(mini, tmp_path):
+    def go(noise):
+        learn = Learner(mini_dls(noise=noise, path=mini, size=32, bs=16, num_workers=0), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path, cbs=Checkpoint(tmp_path/'c', resume=True))
+        with Quiet(learn): learn.fit(1, .01)
+    go(50); go(50)
+    with pytest.raises(InputError, match='another fit: training 120 images'): go(5)
