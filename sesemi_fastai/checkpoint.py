@@ -153,14 +153,15 @@ class Checkpoint(StaysHome):
 
     def _fit_of(self):
         "By what another fit is known that has as many epochs"
-        data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in (('training',self.dls.train_ds), ('validation',self.dls.valid_ds)) if hasattr(ds, '__len__')} if hasattr(self.dls, 'valid_ds') else {}
+        sets = {k:getattr(self.dls, f'{k}_ds', None) for k in ('train','valid')}
+        data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in sets.items() if hasattr(ds, '__len__')}
         planned = [cb.scheds['lr'](.25) for cb in self.learn.cbs if 'lr' in getattr(cb, 'scheds', ())] or [o['lr'] for o in self.opt.hypers]
         return dict(lr=', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o))), callbacks=', '.join(sorted(_stateful(self.learn))), **data)
 
     def _restore(self):
         state = self._state
         if state['n_epoch'] != self.n_epoch: raise InputError(f"the checkpoint is of a fit of {state['n_epoch']} epochs, this one has {self.n_epoch}")
-        if (there := state.get('fit', self._fit)) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {_differences(there, self._fit)}; choose another folder")
+        if (there := state.get('fit', self._fit)) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {_differences(there, self._fit)}; make it the same, or choose another folder")
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
         self.opt.load_state_dict(_on(state['opt'], self.dls.device))

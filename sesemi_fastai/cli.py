@@ -7,14 +7,12 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
            'sesemi_data', 'sesemi_demo']
 
 # %% ../nbs/47_cli.ipynb #fb5820fc
-import os,sys,warnings
+import sys,warnings
 from pathlib import Path
 
 def _told_briefly(kind, e, trace):
     "Ctrl-C while fastai is imported, before a command has begun"
-    if issubclass(kind, KeyboardInterrupt):
-        print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr, flush=True)
-        os._exit(130) # Python would leave with 1
+    if issubclass(kind, KeyboardInterrupt): print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
     else: sys.__excepthook__(kind, e, trace)
 
 if Path(sys.argv[0]).name.startswith('sesemi-'): sys.excepthook = _told_briefly
@@ -265,8 +263,6 @@ def sesemi_labels(
         if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")
         takes = accept is not None or accept_top is not None
         if not takes and (corrections or action != 'drop'): raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
-        if accept is not None and not 0 <= accept <= 1: raise InputError(f"--accept {accept:g}: give a score from 0 to 1")
-        if accept_top is not None and not 0 <= accept_top <= len(df): raise InputError(f"--accept-top {accept_top}: give a number of labels from 0 to the {len(df)} of the list")
         taken = accepted(df, accept or 0., action, accept_top) if takes else None
         scores = cleanlab_of(df) if cleanlab else None
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]

@@ -20,10 +20,10 @@ def accepted(
     "Take the suggestions whose score is at least `threshold`, or the `top` ones"
     if action not in ('drop','relabel'): raise InputError(f"action {action!r} is unknown: choose drop or relabel")
     need_numbers(threshold=threshold)
-    if not 0 <= threshold <= 1: raise InputError(f"threshold={threshold:g}: give a score from 0 to 1")
+    if not 0 <= threshold <= 1: raise InputError(f"{threshold:g}: give a score from 0 to 1")
     if 'path' not in df: raise InputError("the list does not say which image is which: it has no column 'path'")
     if top is not None: need_numbers(whole=True, top=top)
-    if top is not None and not 0 <= top <= len(df): raise InputError(f"top={top}: give a number of labels from 0 to the {len(df)} of the list")
+    if top is not None and not 0 <= top <= len(df): raise InputError(f"{top}: give a number of labels from 0 to the {len(df)} of the list")
     df = df.sort_values('score', ascending=False, kind='stable').drop_duplicates('path') # an image that stands in the table several times is judged once
     res = df[df.score >= threshold] if top is None else df.head(top)
     return res[[o for o in ('path','label','suggested','score') if o in res]].assign(action=action, new_label=res.suggested if action == 'relabel' else '').reset_index(drop=True)

@@ -46,8 +46,7 @@ class Plan(NamedTuple):
         return self._replace(window=part) if self.to else self._replace(box=part)
 
     def resize(self, w, h) -> 'Plan|None': # None if that cannot be planned
-        "The plan whose result is this one's in another size"
-        if (w,h) == self.size: return self
+        "The plan whose result is this one's in another size, which is noted also where it has that size: other images have others"
         return None if self.to or self.table is not None else self._replace(to=(w,h))
 
     def mirror(self) -> 'Plan': return self._replace(flip=not self.flip)
@@ -67,12 +66,8 @@ class LazyImage(PILImage):
     ):
         super().__init__()
         h,w = store.shapes[row].tolist()
-        self._plan(store, row, Plan((0,0,w,h)))
-
-    def _plan(self, store, row, plan):
-        self.store,self.row,self.plan = store,row,plan
-        self._mode,self._size = 'RGB',plan.size
-        return self
+        self.store,self.row,self.plan = store,row,Plan((0,0,w,h))
+        self._mode,self._size = 'RGB',(w,h)
 
     def _planned(self, plan):
         "A lazy image with another plan"
@@ -228,8 +223,6 @@ class Planned(NamedTuple):
     @property
     def size(self): return self.plan.size
 
-def _resized(plan, w, h): return None if plan.to or plan.table is not None else plan._replace(to=(w,h)) # also where that is its size: other images have others
-
 def _crop_box(t, w, h):
     "The box that `RandomResizedCrop` cuts out of an image for training"
     for _ in range(10):
@@ -243,9 +236,9 @@ def _plan_random_resized_crop(t, plan, used, valid):
     box,(w,h) = None if valid else _crop_box(t, *plan.size),t.size
     if not used: return plan
     if t.mode != BILINEAR: return None
-    if not valid: return _resized(plan.crop(*box), w, h)
+    if not valid: return plan.crop(*box).resize(w, h)
     more = 8*math.ceil(max(t.size)*t.val_xtra/8)
-    res = _resized(plan, w+more, h+more)
+    res = plan.resize(w+more, h+more)
     return res and res.crop(more//2, more//2, w, h)
 
 def _plan_resize(t, plan, used, valid):
@@ -255,7 +248,7 @@ def _plan_resize(t, plan, used, valid):
     if t.mode != BILINEAR or t.method == ResizeMethod.Pad: return None
     m = min(W/w, H/h)
     cw,ch = (W,H) if squish else (int(m*w),int(m*h))
-    return _resized(plan.crop(int(x*(W-cw)), int(y*(H-ch)), cw, ch), w, h)
+    return plan.crop(int(x*(W-cw)), int(y*(H-ch)), cw, ch).resize(w, h)
 
 def _plan_random_crop(t, plan, used, valid):
     more = [a-b for a,b in zip(plan.size, t.size)]

@@ -1,5 +1,5 @@
 "The commands as a user types them"
-import contextlib, inspect, io, json, os, signal, subprocess, sys, time, zipfile
+import contextlib, inspect, io, json, os, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pandas as pd
 from types import SimpleNamespace
@@ -67,6 +67,12 @@ def test_method_and_transductive_are_what_happened(mini, tmp_path):
 def test_an_option_that_changes_nothing_is_told(mini, args, note):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, *small, *args)
     assert res.returncode == 0 and res.stderr == note
+
+def test_a_run_that_is_there_twice_counts_once(mini, tmp_path):
+    assert run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--out', tmp_path/'o/a', *small).returncode == 0
+    assert 'not counted' not in run('sesemi-table', tmp_path/'o').stdout
+    shutil.copytree(tmp_path/'o/a', tmp_path/'o/b')
+    assert '1 with the settings and seed of another is not counted.' in run('sesemi-table', tmp_path/'o').stdout
 
 def test_same_seed_same_record(mini, tmp_path):
     def history(*args):

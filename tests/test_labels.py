@@ -138,7 +138,7 @@ def test_decisions_add_up(trained, mini, tmp_path):
     pd.DataFrame(dict(path=df.path[:1], label=df.label[:1], action='keep', new_label='')).to_csv(c, index=False)
     res = run('sesemi-labels', trained, '--accept', float(df.score[2]), '--corrections', c)
     fixes = pd.read_csv(c, dtype=str, keep_default_na=False)
-    assert fixes.action.tolist()[:3] == ['keep','drop','drop'] and '1 decisions that were there' in res.stdout
+    assert fixes.action.tolist()[:3] == ['keep','drop','drop'] and '1 decisions that were there and stay (without' in res.stdout
     out = tmp_path/'again'
     assert run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', c, '--out', out, *small).returncode == 0
     again = read_labels(out)

@@ -322,4 +322,4 @@ def test_other_labels_are_another_fit(mini, tmp_path):
         learn = Learner(mini_dls(noise=noise, path=mini, size=32, bs=16, num_workers=0), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path, cbs=Checkpoint(tmp_path/'c', resume=True))
         with Quiet(learn): learn.fit(1, .01)
     go(50); go(50)
-    with pytest.raises(InputError, match='another fit: training 120 images'): go(5)
+    with pytest.raises(InputError, match='another fit: train 120 images'): go(5)
