@@ -270,7 +270,7 @@ def take_turns(
     plan = [(i,k) for i in range(repeats) for k in random.Random(i).sample(list(runners), len(runners))]
     try:
         steps = {k:max(2, min(20, getattr(o, 'most', 20), round(seconds/_turn(o, 1)))) for k,o in runners.items()}
-        for i,k in progress(plan): rounds[i][k] = _turn(runners[k], steps[k])/steps[k]
+        for i,k in progress(plan, 'timing'): rounds[i][k] = _turn(runners[k], steps[k])/steps[k]
     finally:
         if _on_cpu(): keep_memory(False)
     return pd.DataFrame(rounds)[list(runners)]
@@ -300,7 +300,7 @@ def import_seconds(
 ) -> list[float]:
     "What `sesemi_fastai.all` adds to the import of fastai, in fresh processes"
     code = 'import time; from fastai.vision.all import *; t = time.perf_counter(); import sesemi_fastai.all; print(time.perf_counter()-t)'
-    return [float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout) for _ in progress(range(repeats))]
+    return [float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout) for _ in progress(range(repeats), 'timing imports')]
 
 def speed_record(
     df:pd.DataFrame, # As for `contenders`

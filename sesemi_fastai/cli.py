@@ -7,15 +7,20 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
            'sesemi_data', 'sesemi_demo']
 
 # %% ../nbs/47_cli.ipynb #fb5820fc
-import sys,warnings
+import os,signal,sys,warnings
 from pathlib import Path
+from threading import Timer,current_thread,main_thread
 
 def _told_briefly(kind, e, trace):
     "Ctrl-C while fastai is imported, before a command has begun"
     if issubclass(kind, KeyboardInterrupt): print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
     else: sys.__excepthook__(kind, e, trace)
 
-if Path(sys.argv[0]).name.startswith('sesemi-'): sys.excepthook = _told_briefly
+_loading = Timer(5, print, ['loading PyTorch and fastai'], dict(file=sys.stderr, flush=True)) # for somebody who waits
+_loading.daemon = True
+if Path(sys.argv[0]).name.startswith('sesemi-'):
+    sys.excepthook = _told_briefly
+    if sys.stderr.isatty(): _loading.start()
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # of fastai's import, nothing a user can mend
 
 # %% ../nbs/47_cli.ipynb #121eb9cc
@@ -25,7 +30,7 @@ from contextlib import contextmanager
 from fastcore.meta import delegates
 from fastcore.script import call_parse
 from inspect import signature
-from fastai.vision.all import rank_distrib
+from fastai.vision.all import num_distrib,rank_distrib
 from .core import InputError,RunStopped,image_files,make_folder,one_line,place_of_file,shows_bars,write_text
 from .bench import speed_record,speed_table
 from .data import noisy_table,read_table,show_noisy_batch
@@ -47,20 +52,37 @@ from .scale import plot_scale,scale_record
 from .scan import scan_images
 from .stream import show_rotated_batch
 from .tree import write_noisy_tree
+_loading.cancel()
 
 # %% ../nbs/47_cli.ipynb #9540c6ec
 _again = 'the same command goes on where this one stopped'
 
+class _Terminated(KeyboardInterrupt): "SIGTERM, as a batch system sends it when the time is over"
+
+@contextmanager
+def _sigterm_like_ctrl_c():
+    "Inside, SIGTERM ends this process as Ctrl-C does; processes that it has forked, and those of torchrun, end as ever"
+    if num_distrib() > 1 or current_thread() is not main_thread(): yield; return
+    own = os.getpid()
+    def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() == own: raise _Terminated
+        os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
 @contextmanager
 def _one_line_errors(
-    go_on:str='' # What to do after Ctrl-C
+    go_on:str='' # What to do after Ctrl-C or SIGTERM
 ):
     "Say the user's mistakes in one line on stderr"
-    try: yield
+    try:
+        with _sigterm_like_ctrl_c(): yield
     except (InputError,OSError) as e: _leave(one_line(e), 2)
     except RunStopped as e: _leave(one_line(e), 1)
     except torch.OutOfMemoryError: _leave('the device has too little memory for this run: choose a smaller --bs or --size', 1)
-    except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
+    except KeyboardInterrupt as e: _leave(('terminated' if (term := isinstance(e, _Terminated)) else 'interrupted') + (go_on and f'; {go_on}'), 128 + (signal.SIGTERM if term else signal.SIGINT))
 
 def _leave(msg, status):
     print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)

@@ -7,13 +7,13 @@ __all__ = ['InputError', 'RunStopped', 'need_numbers', 'one_line', 'make_folder'
            'image_files', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
-import os,sys,tempfile
+import os,sys,tempfile,time
 from contextlib import contextmanager
 from numbers import Integral,Real
 from pathlib import Path
 from fastcore.imports import IN_NOTEBOOK
 from fastai.data.transforms import image_extensions
-from fastprogress.fastprogress import progress_bar
+from fastprogress.fastprogress import format_time,progress_bar
 
 # %% ../nbs/00_core.ipynb #7dd20634
 class InputError(ValueError):
@@ -114,8 +114,18 @@ def shows_bars() -> bool:
     "Whether a progress bar has somebody to look at it"
     return IN_NOTEBOOK or sys.stdout.isatty()
 
+def _told(items, what, first):
+    began,n,next_line = time.time(),len(items),first
+    for i,o in enumerate(items):
+        if i and (spent := time.time()-began) > next_line:
+            next_line = spent + min(60, spent)
+            print(f"{what}: {i} of {n} done, about {format_time(spent*(n-i)/i)} left", file=sys.stderr, flush=True)
+        yield o
+
 def progress(
-    items # Anything with a length
+    items, # Anything with a length
+    what:str, # What is done with them, for logs
+    first:float=5. # Seconds until the first line in a log; the next ones come later and later, until there is one a minute
 ): # The same items
-    "`items` under a progress bar with the time left, where bars are shown"
-    return progress_bar(items, leave=False) if shows_bars() else items
+    "`items` under a progress bar with the time left where bars are shown, and with a line on stderr now and then where not"
+    return progress_bar(items, leave=False) if shows_bars() else _told(items, what, first)

@@ -19,7 +19,7 @@ from .checks import check_options,check_types
 from .corrections import merged
 from .data import read_table
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,finished,kept_corrections,need_args,options,saved_args
+from .folder import alone,claim,clear,finished,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .recipe import overrides,resolved
@@ -148,7 +148,7 @@ def train_run(
     own_gpu()
     config = resolved(options(args))
     _check(config, path, export, export_weights, out)
-    with alone(out): return _train(args, config)
+    with no_trace(out), alone(out): return _train(args, config)
 
 def _train(args, config):
     "A run whose arguments are in order and whose folder is free"

@@ -146,7 +146,7 @@ _csv,_stamp = 'noisy_mini.csv','mini.txt'
 def _write(folder, n_train, n_valid, seed):
     "Draw the images and their table into `folder`"
     kinds,rows = list(objects),[]
-    for i in progress(range(n_train+n_valid)):
+    for i in progress(range(n_train+n_valid), 'drawing images'):
         split,kind = ('train' if i < n_train else 'val'),kinds[i % len(kinds)]
         name = f'{split}/{kind}/{kind}_{i:04}.JPEG'
         (folder/name).parent.mkdir(parents=True, exist_ok=True)

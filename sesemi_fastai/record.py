@@ -71,7 +71,7 @@ class Record(StaysHome):
         self.record,self.fname,self.tell,self.more = record,fname,tell,more
 
     def before_fit(self):
-        self.labelled,self.train_seconds,self.began,self.history,self.share = 0,0.,time.time(),[],1.
+        self.labelled,self.train_seconds,self.began,self.history,self.share,self.opened = 0,0.,time.time(),[],1.,False
 
     def state_dict(self) -> dict:
         "What the record of a run that goes on needs"
@@ -85,7 +85,10 @@ class Record(StaysHome):
         self.share = state.get('share', 1.)
         self.record.update(started=state['started'], resumed=state['resumed']+1)
 
-    def before_train(self): self.train_began = self.told = time.time()
+    def before_train(self):
+        if self.tell and not self.opened: self.say_start()
+        self.train_began = self.told = time.time()
+
     def after_batch(self):
         if not self.training: return
         self.labelled += len(self.xb[0])
@@ -96,6 +99,12 @@ class Record(StaysHome):
         "The area of a rotated image, that of a labelled one being 1"
         size = self.learn.sesemi.size if hasattr(self.learn, 'sesemi') else None
         return (size/self.xb[0].shape[-1])**2 if size else 1.
+
+    def say_start(self):
+        "One line when training begins"
+        self.opened = True
+        done = f', {len(self.history)} of them done before' if self.history else ''
+        if not rank_distrib(): print(f"training on {len(self.dls.train_ds)} images, {self.n_epoch} epochs of {len(self.dls.train)} steps{done}", flush=True)
 
     def say_step(self):
         "One line a minute in a long epoch"

@@ -96,7 +96,7 @@ def scale_record(
     make_model(kwargs.get('arch', 'resnet18'), 2) # a wrong name is told here
     with tempfile.TemporaryDirectory() as folder:
         draw_files(folder)
-        points = [_measured(folder, o, kwargs) for o in progress(cost_points(axes))]
+        points = [_measured(folder, o, kwargs) for o in progress(cost_points(axes), 'measuring')]
     return dict(kind='scale', settings=dict(arch='resnet18') | kwargs, best=best_precision(default_device()), points=[{k:round(v, 7) if isinstance(v, float) else v for k,v in o.items()} for o in points],
                 **device_info(), versions=versions(), commit=git_commit())
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from fastcore.parallel import parallel
 from PIL import Image,ImageFile
-from .core import InputError,shows_bars
+from .core import InputError,progress
 import pandas as pd
 
 # %% ../nbs/24_scan.ipynb #8ba181a1
@@ -63,6 +63,8 @@ def _fault_once(f):
     try: return _sound(os.path.abspath(f), st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
     except _Found as e: return e.args[0]
 
+_part = 256
+
 def scan_images(
     files, # Image files
     n_workers:int|None=None # Threads; one a core, at most eight, if None
@@ -71,7 +73,8 @@ def scan_images(
     files = list(dict.fromkeys(map(Path, files)))
     with warnings.catch_warnings(): # around the threads: inside of them it would change the filters of all
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        found = parallel(_fault_once, files, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True, progress=shows_bars()) if files else []
+        parts = [files[i:i+_part] for i in range(0, len(files), _part)]
+        found = [o for part in progress(parts, f'looking at images by {_part}') for o in parallel(_fault_once, part, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True)]
     return pd.DataFrame([(str(f),*o) for f,o in zip(files, found) if o], columns=['path','kind','reason'])
 
 # %% ../nbs/24_scan.ipynb #0d408cf0

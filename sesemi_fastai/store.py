@@ -73,7 +73,7 @@ def _write_pixels(files, size, n_workers, fname):
     shapes = []
     with ThreadPoolExecutor(n_workers or min(8, os.cpu_count())) as pool, open(fname, 'wb') as out:
         try:
-            for i in progress(range(0, len(files), _chunk)):
+            for i in progress(range(0, len(files), _chunk), f'decoding images by {_chunk}'):
                 for px in pool.map(lambda f: _decoded(f, size), files[i:i+_chunk]):
                     out.write(px.tobytes())
                     shapes.append(px.shape[:2])

@@ -173,7 +173,7 @@ class UnlabeledStream:
         if start['order'] is not None: self.dl.rng.setstate(start['order'])
         self.random.states = start['now']
         with self.random():
-            for _ in progress(range(state.get('drawn', 0))): b = self._next()
+            for _ in progress(range(state.get('drawn', 0)), 'going on in the unlabeled images'): b = self._next()
         self.random.states = state['now']
         if state.get('peeked') and state.get('drawn'): self._peeked = self._images(b) # made in advance, and not yet used
 

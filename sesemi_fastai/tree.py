@@ -56,6 +56,6 @@ def write_noisy_tree(
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=f'.{tree.name}.') as tmp:
         growing = Path(tmp)/tree.name
         for folder in {str(Path(o).parent) for o in targets}: (growing/folder).mkdir(parents=True)
-        for dst,src in progress(targets.items()): linkers[link](src, growing/dst)
+        for dst,src in progress(targets.items(), 'writing the tree'): linkers[link](src, growing/dst)
         growing.rename(tree)
     return tree

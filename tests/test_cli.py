@@ -1,11 +1,12 @@
 "The commands as a user types them"
-import contextlib, inspect, io, json, os, shutil, signal, subprocess, sys, time, zipfile
+import contextlib, inspect, io, json, os, pty, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pandas as pd
 from types import SimpleNamespace
 import pytest
 from fastcore.script import anno_parser
 from sesemi_fastai import cli
+from sesemi_fastai.core import image_files
 from sesemi_fastai.mini import make_mini
 
 BIN = Path(sys.executable).parent
@@ -109,7 +110,7 @@ def test_an_output_folder_that_cannot_be(mini, tmp_path):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'file'/'x', *small)
     assert res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1
 
-@pytest.mark.parametrize('sig,status', [(signal.SIGINT,130), (signal.SIGKILL,-9)])
+@pytest.mark.parametrize('sig,status', [(signal.SIGINT,130), (signal.SIGTERM,143), (signal.SIGKILL,-9)])
 def test_interrupted_run_keeps_its_epochs(mini, tmp_path, sig, status):
     p = subprocess.Popen([BIN/'sesemi-train', '--path', mini, '--epochs', '200', '--out', tmp_path/'x', *small], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell ignores Ctrl-C for what it runs in the background
@@ -121,10 +122,33 @@ def test_interrupted_run_keeps_its_epochs(mini, tmp_path, sig, status):
     p.send_signal(sig)
     err = p.communicate(timeout=60)[1]
     assert p.returncode == status and 'Traceback' not in err
-    assert sig == signal.SIGKILL or err == f"sesemi-train: interrupted; go on with sesemi-train --resume {tmp_path/'x'}\n"
+    assert sig == signal.SIGKILL or err == f"sesemi-train: {'terminated' if sig == signal.SIGTERM else 'interrupted'}; go on with sesemi-train --resume {tmp_path/'x'}\n"
     record = json.loads(fname.read_text())
-    assert record['status'] == ('interrupted' if sig == signal.SIGINT else 'running') and len(record['history']) >= 1
+    assert record['status'] == ('running' if sig == signal.SIGKILL else 'interrupted') and len(record['history']) >= 1
     assert list(fname.parent.glob('.record*')) == [] or sig == signal.SIGKILL
+
+def test_sigterm_reaches_worker_processes_as_ever(mini, tmp_path):
+    p = subprocess.Popen([BIN/'sesemi-train', '--path', mini, '--epochs', '200', '--out', tmp_path/'x', *small, '--workers', '2', '--no-bar'], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = next(p.stdout)
+    for line in p.stdout:
+        if line.startswith('epoch 1/'): break
+    p.send_signal(signal.SIGTERM)
+    assert first.startswith('training on 120 images, 200 epochs of ')
+    out,err = p.communicate(timeout=60)
+    assert p.returncode == 143 and err == f"sesemi-train: terminated; go on with sesemi-train --resume {tmp_path/'x'}\n" and 'Traceback' not in out
+
+def test_a_slow_start_is_told_to_who_waits(tmp_path):
+    (tmp_path/'sitecustomize.py').write_text("import sys, time\nclass Slow:\n    def find_spec(self, name, *args):\n        if name == 'fastcore': time.sleep(6)\nsys.meta_path.insert(0, Slow())\n")
+    ours,theirs = pty.openpty()
+    p = subprocess.Popen([BIN/'sesemi-data', '--help'], stderr=theirs, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH':os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])})
+    assert p.wait(120) == 0 and os.read(ours, 1000).decode().splitlines() == ['loading PyTorch and fastai']
+
+def test_a_refused_run_leaves_no_new_folder(mini, tmp_path):
+    bad = shutil.copytree(mini, tmp_path/'bad')
+    image_files(bad)[0].write_bytes(b'no image')
+    assert run('sesemi-train', '--path', bad, *small, '--out', tmp_path/'x').returncode == 2 and not (tmp_path/'x').exists()
+    (tmp_path/'mine').mkdir()
+    assert run('sesemi-train', '--path', bad, *small, '--out', tmp_path/'mine').returncode == 2 and (tmp_path/'mine').exists()
 
 def test_ctrl_c_while_fastai_is_imported(mini):
     p = subprocess.Popen([sys.executable, '-X', 'importtime', BIN/'sesemi-train', '--path', mini], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
