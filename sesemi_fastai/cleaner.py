@@ -19,7 +19,7 @@ def _decided(fname):
     try: df = pd.read_csv(fname, dtype=str, keep_default_na=False)
     except ValueError as e: raise InputError(f"{fname} is no table: {e}; choose another fname") from None
     if missing := {'path','action'}-set(df): raise InputError(f"{fname} holds no corrections: it has no column {sorted(missing)[0]!r}; choose another fname")
-    return df.reindex(columns=_columns, fill_value='')
+    return df.reindex(columns=[*_columns, *(o for o in df if o not in _columns)], fill_value='')
 
 def _menu_value(action, new_label): return {'drop':'<Delete>','relabel':new_label}.get(action, '<Keep>')
 
@@ -89,11 +89,13 @@ class LabelCleaner:
         changed = sum(a != 'keep' for a,_ in self.chosen.values())
         self._told.value = f'page {self.page+1} of {self.pages}; {changed} labels to drop or change' + (f', written to {self.fname}' if self.fname and changed else '')
 
-    def corrections(self) -> pd.DataFrame: # Columns `path`, `label`, `suggested`, `score`, `action`, `new_label`
+    def corrections(self) -> pd.DataFrame: # Columns `path`, `label`, `suggested`, `score`, `action`, `new_label`, and those that the user has added to the file
         "What has been decided so far, also about images that are not in the list"
         res = pd.DataFrame([(k,*v) for k,v in self.chosen.items()], columns=['path','action','new_label'])
         judged = pd.concat([self.before, self.df])[list(_columns[:4])].drop_duplicates('path') # the label that an earlier decision was about stays
-        return res.merge(judged, on='path', how='left')[list(_columns)]
+        notes = self.before.drop(columns=[*_columns[1:]]).drop_duplicates('path')
+        res = res.merge(judged, on='path', how='left').merge(notes, on='path', how='left')[[*_columns,*notes.columns[1:]]]
+        return res.fillna({o:'' for o in notes.columns[1:]})
 
     def save(self,
         fname:str|Path # CSV file

@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from fastcore.meta import delegates
 from fastcore.script import call_parse
 from inspect import signature
+from shlex import quote
 from fastai.vision.all import num_distrib,rank_distrib
 from .core import InputError,RunStopped,image_files,make_folder,one_line,place_of_file,shows_bars,write_text
 from .bench import speed_record,speed_table
@@ -109,7 +110,7 @@ def sesemi_train(
 ):
     "Train a classifier, with SESEMI's rotation loss or without, and print its record as one JSON line"
     out = resume or kwargs['out']
-    with _one_line_errors(f'go on with sesemi-train --resume {out}' if out else 'nothing was kept, a run with --out OUT can go on'):
+    with _one_line_errors(f'go on with sesemi-train --resume {quote(out)}' if out else 'nothing was kept, a run with --out OUT can go on'):
         bar = shows_bars() and not no_bar
         if resume is not None: _only_resume(kwargs)
         else: _tell_idle(options(kwargs))
@@ -266,7 +267,7 @@ def _write_corrections(taken, fname, df):
     write_text(fname, res.to_csv(index=False))
     if len(wrong := truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()): print(f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong")
     before = '' if old is None else f", beside {len(old)} decisions that were there and stay (without {fname} all is decided anew)"
-    print(f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {fname}")
+    print(f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {quote(str(fname))}")
 
 @call_parse
 def sesemi_labels(
@@ -297,6 +298,14 @@ def sesemi_labels(
         _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df)
 
 # %% ../nbs/47_cli.ipynb #f04d3ef1
+def _rotated_batch(records, path):
+    "A picture of images of the data in `path`"
+    name = path.resolve()
+    o = next((o for o in records if o['data']['folder'] in (name.name,name.parent.name)), records[0])['config']
+    table = path/(o.get('path') or '')
+    show_rotated_batch(make_dls(o['dataset'], table if o['dataset'] == 'own' and table.is_file() else path, o['noise'], size=o['size'], bs=min(8, o['bs']), num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
+    return plt.gcf()
+
 @call_parse
 def sesemi_report(
     out:str, # Folder with records, at any depth
@@ -313,10 +322,7 @@ def sesemi_report(
         records = list(found.values())
         pictures = run_pictures(records, found, path)
         if path:
-            name = Path(path).resolve()
-            o = next((o for o in records if o['data']['folder'] in (name.name,name.parent.name)), records[0])['config']
-            show_rotated_batch(make_dls(o['dataset'], path, o['noise'], size=o['size'], bs=8, num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
-            pictures['A rotated batch: the pretext task guesses the turn'] = plt.gcf()
+            pictures['A rotated batch: the pretext task guesses the turn'] = _rotated_batch(records, Path(path))
         print(write_report(records, page or Path(out)/'report.html', title, pictures))
         if not path: print("with --path FOLDER, where the data are, the page shows images as well")
 

@@ -6,7 +6,7 @@
 __all__ = ['run_on_ray']
 
 # %% ../nbs/40_cluster.ipynb #2378b6cb
-import json,socket,time
+import json,os,socket,time
 from pathlib import Path
 import torch
 from fastprogress.fastprogress import format_time
@@ -38,7 +38,7 @@ def _answers(address):
 
 def _with_full_paths(config):
     "Folders that are here, in full: a task of Ray's is at work elsewhere"
-    return {**config, **{k:str(Path(config[k]).resolve()) for k in ('path','unlabeled','store','corrections') if config.get(k) not in (None,'auto',*unlabeled_names) and Path(config[k]).exists()}}
+    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store','corrections') if config.get(k) not in (None,'auto',*unlabeled_names) and Path(config[k]).exists()}}
 
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"

@@ -89,7 +89,7 @@ def write_text(
 def image_files(
     folder:str|Path # Folder
 ) -> list[Path]: # Sorted
-    "The image files below `folder`; links to folders are followed, loops of them only once"
+    "The image files below `folder` but for hidden ones; links to folders are followed, loops of them only once"
     seen,found = set(),[]
     def refused(e):
         if isinstance(e, PermissionError): raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
@@ -98,7 +98,7 @@ def image_files(
         if (st.st_dev,st.st_ino) in seen: folders[:] = []; continue
         seen.add((st.st_dev,st.st_ino))
         folders[:] = sorted(o for o in folders if not o.startswith('.'))
-        found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions]
+        found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.')]
     return sorted(found)
 
 def choose(

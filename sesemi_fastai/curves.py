@@ -22,33 +22,44 @@ def by_noise(
     for o in sorted(records, key=lambda o: -o['config']['noise']): res.setdefault(noise_name(config_of(o)), []).append(o)
     return res
 
+def _length(record):
+    "How long a run was meant to be, in words"
+    c = config_of(record)
+    n = f"{c['epochs']} {dict(labelled='epochs', unlabeled='epochs over the unlabeled images', steps='steps')[c['epoch_unit']]}"
+    return f"{c['max_steps']} steps of {n}" if c['max_steps'] else n
+
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
     df,kinds = distinct(records_frame(records)),{}
-    other = other_settings(df)
+    other = {k:v for k,v in other_settings(df).items() if k not in ('epoch_unit','max_steps')} # the length says them
     if 'opt' in other and df.groupby('opt').lr.nunique().max() == 1: other.pop('lr', None)
     for i,o in enumerate(records[j] for j in df.index):
         said = [v if k in ('opt','unlabeled') else f'{k} {v}' for k,v in ((k,v.iloc[i]) for k,v in other.items())]
-        kinds.setdefault(', '.join([method_name(o),*said,f"{len(o['history'])} epochs"]), []).append(o)
+        kinds.setdefault(', '.join([method_name(o),*said,_length(o)]), []).append(o)
     return kinds
 
+_dashes = '-','--','-.',':'
+
 def _style(kinds):
-    "A colour for each method with its options, dashes for the longer runs of it"
-    names = {k:k.rpartition(', ')[0] for k in kinds}
-    short = {n:min(len(kinds[k][0]['history']) for k in kinds if names[k] == n) for n in names.values()}
-    colours = {n:f'C{i%10}' for i,n in enumerate(short)}
-    return {k:dict(color=colours[n], ls='-' if len(kinds[k][0]['history']) == short[n] else '--') for k,n in names.items()}
+    "A colour for each method with its options, other dashes for the longer runs of it"
+    names,length = {k:k.rpartition(', ')[0] for k in kinds},{k:(len(v[0]['history']), k) for k,v in kinds.items()}
+    lengths = {n:sorted({length[k] for k in kinds if names[k] == n}) for n in names.values()}
+    many = plt.get_cmap('tab20').colors
+    colours = {n:many[i%20] if len(lengths) > 10 else f'C{i}' for i,n in enumerate(lengths)}
+    return {k:dict(color=colours[n], ls=_dashes[min(lengths[n].index(length[k]), 3)]) for k,n in names.items()}
 
 def _draw(ax, kinds, style, x_of, y_of):
     for name,runs in kinds.items():
         xs,ys = [x_of(runs[0], i) for i in range(len(runs[0]['history']))],[[float('nan') if (y := y_of(h)) is None else 100*y for h in o['history']] for o in runs]
         for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **style[name])
-        ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, marker='o', ms=3, label=name, **style[name])
+        ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, marker='o' if len(xs) <= 30 else None, ms=3, label=name, **style[name])
 
 def _with_column(kinds, column):
     "The runs of each kind that have a column, and only the kinds that have such runs"
     having = {k:[o for o in v if o['history'][0].get(column) is not None] for k,v in kinds.items()}
     return {k:v for k,v in having.items() if v}
+
+_most_within = 6 # curves whose names leave room for them in a panel
 
 def plot_curves(
     records, # Finished records of one noise level
@@ -59,7 +70,7 @@ def plot_curves(
     kinds = _kinds(records)
     style = _style(kinds)
     turned,memorised = (_with_column(kinds, o) for o in ('rot_acc','wrong_as_given'))
-    dear = [o['images']/o['labelled_passes'] for o in records]
+    dear = [o['images']/o['labelled_passes'] for o in records if o['labelled_passes']] or [1] # passes of a few steps are rounded to none
     passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
     images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
     panels = [(kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %')]
@@ -73,7 +84,9 @@ def plot_curves(
         ax.set(xlabel=x, ylabel=label)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(fontsize=7)
+    legends = [ax.legend(fontsize=7) for ax in axs.flat] if len(kinds) <= _most_within else [fig.legend(*axs.flat[0].get_legend_handles_labels(), fontsize=7, ncols=min(len(axs.flat), 4), loc='outside lower center')]
+    for o in legends:
+        for text in o.get_texts(): text.set_parse_math(False) # names of folders
     fig.suptitle(title)
     return fig
 

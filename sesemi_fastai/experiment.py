@@ -9,6 +9,7 @@ __all__ = ['new_record', 'train_run', 'resume_run']
 import os,shutil
 from contextlib import contextmanager,suppress
 from importlib.util import find_spec
+from shlex import quote
 from datetime import datetime,timezone
 from pathlib import Path
 from fastcore.xtras import ContextManagers
@@ -43,6 +44,13 @@ def new_record(
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit(), image_faults=dls.faults.kind.value_counts().to_dict())
 
 # %% ../nbs/38_experiment.ipynb #2caa4905
+_tables = dict(labels='suggested', predictions='of_label') # that a run leaves, and a column by which each is known
+
+def _need_free_places(out, path):
+    "`InputError` where a table of the user's stands in the place of one that the run leaves"
+    for f,column in ((Path(out)/f'{k}.csv', v) for k,v in _tables.items()):
+        if f.is_file() and (path and f.samefile(path) or column not in read_table(f)): raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
+
 def _check(config, path, export, weights, out):
     "Mistakes that can be told at once"
     check_types(config, train_run)
@@ -50,6 +58,7 @@ def _check(config, path, export, weights, out):
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
     if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file() and 'path' not in read_table(kept): raise InputError(f"{kept} is there and holds no corrections: move it away, or choose another --out")
+    if out: _need_free_places(out, path if path and Path(path).is_file() else None)
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
     if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 
@@ -82,7 +91,7 @@ def _leave_results(learn, export, weights, out, corrections=None):
             learn.opt_func = exportable(learn.opt_func)
             learn.export('export.pkl')
         if weights: write_weights(learn, learn.path/f'model.{weights}')
-    except RuntimeError as e: raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume {out} tries again") from e
+    except RuntimeError as e: raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume {quote(str(out))} tries again") from e
 
 @contextmanager
 def _ends_well(learn, keep):

@@ -7,9 +7,10 @@ __all__ = ['not_options', 'Busy', 'alone', 'no_trace', 'kept_corrections', 'save
            'need_args', 'claim', 'is_done', 'was_left', 'begun']
 
 # %% ../nbs/35_folder.ipynb #33711297
-import json,os,shutil
+import json,os,re,shutil
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from filelock import FileLock,Timeout
 from fastai.vision.all import rank_distrib
 from .core import InputError,make_folder,write_text
@@ -44,6 +45,7 @@ def no_trace(
     "A folder that is new goes away again with a run that is refused before it has left anything in it"
     new = bool(out) and not rank_distrib() and not Path(out).exists()
     try: yield
+    except Busy: raise # somebody else's folder
     except InputError:
         if new and {o.name for o in Path(out).glob('*')} <= {'.lock','checkpoints'} and not checkpoint_files(Path(out)/'checkpoints'): shutil.rmtree(out, ignore_errors=True)
         raise
@@ -81,18 +83,25 @@ def options(
     return {k:v for k,v in args.items() if k not in not_options}
 
 # %% ../nbs/35_folder.ipynb #e498fc39
+def _differences(there, here): return ', '.join(f'{k} {there[k]} there, {v} here' for k,v in here.items() if k not in ('workers','store') and there[k] != v)
+
 def _same(a, b):
     "Whether two full configurations are those of one run; how the images are read does not matter"
     return {**a, 'workers':None, 'store':None} == {**b, 'workers':None, 'store':None}
 
+def _foreign(ckpts):
+    "The name of something among the checkpoints that no run has left"
+    ours = re.compile(r'args\.json|corrections|fit-\d+-epoch-\d+\.pth|\.args\.json\..*|\.fit-.*') # those with a dot are half-written
+    return next((o.name for o in sorted(ckpts.glob('*')) if not ours.fullmatch(o.name)), None)
+
 def clear(
     out:str|Path # Folder of a run
 ):
-    "Take the checkpoints away; what a kill in the middle leaves is no checkpoint any more"
+    "Take the checkpoints away; what a kill in the middle leaves is no checkpoint any more, and what no run has left stays"
     ckpts,gone = Path(out)/'checkpoints',Path(out)/'.checkpoints-gone'
     if rank_distrib(): return
     shutil.rmtree(gone, ignore_errors=True)
-    if ckpts.exists():
+    if ckpts.exists() and not _foreign(ckpts):
         ckpts.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
@@ -107,7 +116,8 @@ def finished(
 def need_args(
     out:str|Path # Folder of a run
 ):
-    "`InputError` for checkpoints that nothing is known about: they are not cleared away"
+    "`InputError` for checkpoints that nothing is known about, and for other things among them: they are not cleared away"
+    if other := _foreign(Path(out)/'checkpoints'): raise InputError(f"{out}/checkpoints holds {other}, which is of another program: move it away, or choose another folder")
     if checkpoint_files(Path(out)/'checkpoints') and saved_args(out) is None:
         raise InputError(f"{out}/checkpoints holds checkpoints whose args.json is missing, broken or of another version: move them away, or choose another folder")
 
@@ -119,12 +129,12 @@ def claim(
     "Make `out` ready for the run; `InputError` if another run is there"
     ckpts,old = Path(out)/'checkpoints',read_record(out)
     if old.get('status') == 'done' and old.get('config') and not _same(config_of(old), config):
-        raise InputError(f"{out} holds a finished run with other settings: choose another --out")
+        raise InputError(f"{out} holds a finished run with other settings ({_differences(config_of(old), config)}): choose another --out")
     if old.get('status') == 'done' and not args['resume']: raise InputError(f"{out} holds this run, finished: choose another --out, or remove {Path(out)/'record.json'} to train it again")
     need_args(out)
     if not args['resume']:
         if checkpoint_files(ckpts) and saved_args(out) and old.get('status') != 'diverged':
-            raise InputError(f"{out} holds a run that is not finished: go on with sesemi-train --resume {out}, or choose another --out")
+            raise InputError(f"{out} holds a run that is not finished: go on with sesemi-train --resume {quote(str(out))}, or choose another --out")
         clear(out)
     if not rank_distrib(): write_text(ckpts/'args.json', json.dumps(_told_args(args, config)))
     return ckpts
@@ -159,5 +169,5 @@ def begun(
     need_args(out)
     args = saved_args(out)
     if args is not None and _is_of(resolved(options(args)), config): return {k:args[k] for k in ('path','precision') if not config.get(k) or config[k] == 'auto'}
-    if args is not None and checkpoint_files(Path(out)/'checkpoints'): raise InputError(f"{out} holds an unfinished run with other settings: finish it with sesemi-train --resume {out}, remove it, or choose another folder for this study")
+    if args is not None and checkpoint_files(Path(out)/'checkpoints'): raise InputError(f"{out} holds an unfinished run with other settings: finish it with sesemi-train --resume {quote(str(out))}, remove it, or choose another folder for this study")
     clear(out)

@@ -79,7 +79,7 @@ def plot_confusion(
 ): # matplotlib figure
     "How many images of each class (rows) were taken for which (columns)"
     classes,wrong = sorted({*df.label,*df.predicted}),df[df.label != df.predicted]
-    if len(classes) > most: classes = sorted(pd.concat([wrong.label, wrong.predicted]).value_counts().index[:most])
+    if len(classes) > most: classes = sorted([*pd.concat([wrong.label, wrong.predicted]).value_counts().index, *(o for o in classes if o not in {*wrong.label,*wrong.predicted})][:most])
     n = len(classes)
     fig,ax = plt.subplots(figsize=(2+.4*n,1.8+.38*n), layout='constrained')
     shown = df[df.label.isin(classes) & df.predicted.isin(classes)]

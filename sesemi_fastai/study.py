@@ -70,6 +70,8 @@ def _wait_for(folder, n):
     with alone(folder, wait=-1): pass
 
 # %% ../nbs/39_study.ipynb #0557f1e5
+def _compares(cost): return abs(round(cost)/cost-1) < .03 # as `against_plain` takes compute to be equal
+
 def comparison(
     epochs:int|None, # Labelled passes of SESEMI; those of the recipe if None
     seeds, # Seeds; each gives one run of each kind
@@ -79,7 +81,9 @@ def comparison(
     whole = resolved({**config, 'epochs':epochs})
     if not rotates(whole): raise InputError("the comparison is one with rotations: unlabeled none or weight 0 leaves none")
     if whole['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
-    n,same = whole['epochs'],round(run_cost(whole))
+    n,cost = whole['epochs'],run_cost(whole)
+    same = round(cost)
+    if same > n and not _compares(cost): print(f"note: SESEMI's compute is that of {cost:g} epochs of plain training, and {same} are no match: the table will not compare them; --epochs {next((o for o in range(n+1, n+100) if _compares(cost*o/n)), 2*n)} would do", file=sys.stderr)
     kinds = dict(plain=dict(epochs=n, unlabeled='none'), sesemi=dict(epochs=n), **(dict(plain_compute=dict(epochs=same, unlabeled='none')) if same > n else {}))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}
 

@@ -137,7 +137,7 @@ def against_plain(
     records # Finished records
 ) -> list[dict]: # `kind`: options of the runs. `passes`, `area`: differences in points by seed, or None
     "What each kind of run gains over plain training, at equal labelled passes and at equal compute"
-    df = records_frame(records)
+    df = distinct(records_frame(records))
     shared = [k for k in df if k not in (*_figures,*_of_method,'seed','digest')]
     plain,res = df[df.method == 'plain'],[]
     for key,rows in _kinds(df[df.method != 'plain']):

@@ -54,6 +54,16 @@ def test_published_figures_stand_beside_their_data_only():
     def of(dataset, noise): return published_beside([dict(config=dict(dataset=dataset, noise=noise))])
     assert set(of('nette', 50).dataset) == {'imagenette'} and set(of('nette', 50).pct_noise) == {50} and set(of('wang', 0).dataset) == {'imagewang'} and not len(of('own', 0)) and not len(of('mini', 50))
 
+def test_own_table_and_few_images(tmp_path):
+    "The folder around the table that the run was trained from is enough, and so are fewer images than the picture has room for"
+    import pandas as pd
+    mini = make_mini(tmp_path/'flat', 10, 10)
+    table = pd.read_csv(mini/'noisy_mini.csv')
+    table.assign(label=['a','b']*10)[['path','label','is_valid']].groupby('is_valid').head(6).to_csv(mini/'my.csv', index=False)
+    assert run('sesemi-train', '--dataset', 'own', '--path', mini/'my.csv', '--epochs', 1, '--unlabeled', 'none', '--out', tmp_path/'runs/a', '--no-bar', *small, '--bs', 4).returncode == 0
+    res = run('sesemi-report', tmp_path/'runs', '--path', mini)
+    assert res.returncode == 0 and 'A rotated batch' in (tmp_path/'runs/report.html').read_text(), res.stderr
+
 def test_mistakes(tmp_path, report):
     for args,says in {(tmp_path,):'no finished record', (report.parent,'--noise','5'):'has noise 5', (report.parent,'--path',tmp_path):'table of labels'}.items():
         res = run('sesemi-report', *args)

@@ -243,7 +243,21 @@ def test_one_run_at_a_time(mini, tmp_path):
     assert res.returncode == 2 and 'another process is training' in res.stderr
     assert run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'x', *small).returncode == 0
     res = run('sesemi-train', '--path', mini, '--epochs', 1, '--seed', 5, '--out', tmp_path/'x', *small)
-    assert res.returncode == 2 and 'holds a finished run with other settings' in res.stderr
+    assert res.returncode == 2 and 'holds a finished run with other settings (seed 0 there, 5 here)' in res.stderr
+
+def test_what_is_not_ours_stays(mini, tmp_path):
+    (tmp_path/'x/checkpoints').mkdir(parents=True)
+    (tmp_path/'x/checkpoints/best.ckpt').write_text('mine')
+    res = run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'x', *small)
+    assert res.returncode == 2 and 'holds best.ckpt, which is of another program' in res.stderr and (tmp_path/'x/checkpoints/best.ckpt').read_text() == 'mine'
+    own = tmp_path/'own'
+    shutil.copytree(mini, own)
+    table = pd.read_csv(own/'noisy_mini.csv')
+    table.assign(label=table.noisy_labels_50, note='mine').to_csv(own/'labels.csv', index=False)
+    before = (own/'labels.csv').read_bytes()
+    for path in (own/'labels.csv',mini): # also where it is not what the run is trained from
+        res = run('sesemi-train', '--dataset', 'own', '--path', path, '--epochs', 1, '--out', own, *small)
+        assert res.returncode == 2 and 'would replace it' in res.stderr and (own/'labels.csv').read_bytes() == before and not (own/'record.json').exists()
 
 @pytest.mark.cell('Resume', 'other data under the same name are refused; data that have moved are found with --path')
 def test_other_data_and_moved_data(mini, tmp_path, monkeypatch):
