@@ -83,7 +83,8 @@ def _one_line_errors(
     except (InputError,OSError) as e: _leave(one_line(e), 2)
     except RunStopped as e: _leave(one_line(e), 1)
     except torch.OutOfMemoryError: _leave('the device has too little memory for this run: choose a smaller --bs or --size', 1)
-    except KeyboardInterrupt as e: _leave(('terminated' if (term := isinstance(e, _Terminated)) else 'interrupted') + (go_on and f'; {go_on}'), 128 + (signal.SIGTERM if term else signal.SIGINT))
+    except _Terminated: _leave('terminated' + (go_on and f'; {go_on}'), 143)
+    except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
 
 def _leave(msg, status):
     print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)
@@ -110,7 +111,7 @@ def sesemi_train(
 ):
     "Train a classifier, with SESEMI's rotation loss or without, and print its record as one JSON line"
     out = resume or kwargs['out']
-    with _one_line_errors(f'go on with sesemi-train --resume {quote(out)}' if out else 'nothing was kept, a run with --out OUT can go on'):
+    with _one_line_errors(f'go on with sesemi-train --resume {quote(str(out))}' if out else 'nothing was kept, a run with --out OUT can go on'):
         bar = shows_bars() and not no_bar
         if resume is not None: _only_resume(kwargs)
         else: _tell_idle(options(kwargs))

@@ -14,7 +14,7 @@ from shlex import quote
 from filelock import FileLock,Timeout
 from fastai.vision.all import rank_distrib
 from .core import InputError,make_folder,write_text
-from .checkpoint import checkpoint_files
+from .checkpoint import checkpoint_files,differences
 from .record import read_record
 from .recipe import config_of,recipe_options,resolved,unlabeled_names
 
@@ -83,11 +83,10 @@ def options(
     return {k:v for k,v in args.items() if k not in not_options}
 
 # %% ../nbs/35_folder.ipynb #e498fc39
-def _differences(there, here): return ', '.join(f'{k} {there[k]} there, {v} here' for k,v in here.items() if k not in ('workers','store') and there[k] != v)
-
-def _same(a, b):
-    "Whether two full configurations are those of one run; how the images are read does not matter"
-    return {**a, 'workers':None, 'store':None} == {**b, 'workers':None, 'store':None}
+def _unlike(a, b):
+    "In what two full configurations are not those of one run; how the images are read does not matter"
+    return differences(*({**o, 'workers':None, 'store':None} for o in (a,b)))
+def _same(a, b): return not _unlike(a, b)
 
 def _foreign(ckpts):
     "The name of something among the checkpoints that no run has left"
@@ -129,7 +128,7 @@ def claim(
     "Make `out` ready for the run; `InputError` if another run is there"
     ckpts,old = Path(out)/'checkpoints',read_record(out)
     if old.get('status') == 'done' and old.get('config') and not _same(config_of(old), config):
-        raise InputError(f"{out} holds a finished run with other settings ({_differences(config_of(old), config)}): choose another --out")
+        raise InputError(f"{out} holds a finished run with other settings ({_unlike(config_of(old), config)}): choose another --out")
     if old.get('status') == 'done' and not args['resume']: raise InputError(f"{out} holds this run, finished: choose another --out, or remove {Path(out)/'record.json'} to train it again")
     need_args(out)
     if not args['resume']:

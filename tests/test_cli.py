@@ -150,6 +150,12 @@ def test_a_refused_run_leaves_no_new_folder(mini, tmp_path):
     (tmp_path/'mine').mkdir()
     assert run('sesemi-train', '--path', bad, *small, '--out', tmp_path/'mine').returncode == 2 and (tmp_path/'mine').exists()
 
+def test_what_shall_be_pasted_is_quoted(mini, tmp_path, monkeypatch):
+    def stopped(**kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'train_run', stopped)
+    res = run('sesemi-train', '--path', mini, '--out', tmp_path/'my runs')
+    assert res.returncode == 130 and res.stderr == f"sesemi-train: interrupted; go on with sesemi-train --resume '{tmp_path}/my runs'\n"
+
 def test_ctrl_c_while_fastai_is_imported(mini):
     p = subprocess.Popen([sys.executable, '-X', 'importtime', BIN/'sesemi-train', '--path', mini], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

@@ -230,3 +230,13 @@ def test_an_epoch_without_rotations_has_empty_columns(mini, tmp_path):
     assert history[0]['rot_acc'] is not None and [o['rot_acc'] for o in history[1:]] == [None,None]
     res = run('sesemi-table', tmp_path/'e', '--plot', tmp_path/'p.png')
     assert res.returncode == 0 and (tmp_path/'p.png').exists(), res.stderr
+
+def test_a_link_keeps_its_name_on_other_machines(tmp_path, monkeypatch):
+    from sesemi_fastai.cluster import _with_full_paths
+    from sesemi_fastai.recipe import resolved
+    (tmp_path/'real-data').mkdir()
+    (tmp_path/'nette').symlink_to('real-data')
+    monkeypatch.chdir(tmp_path)
+    config = dict(path='nette', unlabeled='train')
+    there = _with_full_paths(config)
+    assert there == dict(path=str(tmp_path/'nette'), unlabeled='train') and resolved(there)['path'] == resolved(config)['path'] == 'nette'
