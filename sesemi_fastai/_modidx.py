@@ -1146,6 +1146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sesemi_fastai.study': { 'sesemi_fastai.study._TimeLeft': ('study.html#_timeleft', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._TimeLeft.__call__': ('study.html#_timeleft.__call__', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._TimeLeft.__init__': ('study.html#_timeleft.__init__', 'sesemi_fastai/study.py'),
+                                     'sesemi_fastai.study._check_twice': ('study.html#_check_twice', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._checked': ('study.html#_checked', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._combinations': ('study.html#_combinations', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._compares': ('study.html#_compares', 'sesemi_fastai/study.py'),

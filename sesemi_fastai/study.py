@@ -116,6 +116,13 @@ def _run_options(study, choice, fname):
     except InputError as e: raise InputError(f"{fname}: {e}") from None
     return config
 
+def _check_twice(runs, fname):
+    "`InputError` for one training under two names"
+    told = lambda c: {**resolved(c), **{k:c[k] for k in ('path','unlabeled','corrections') if c.get(k)}} # where `resolved` keeps the last part of a path only
+    seen = {}
+    for name,config in runs.items():
+        if (other := seen.setdefault(str(sorted(told(config).items(), key=lambda o: o[0])), name)) != name: raise InputError(f"{fname}: the runs {other} and {name} are one training under two names: leave one out")
+
 def _run_name(choice, varies):
     return '-'.join(str(v) if isinstance(v, str) else f'{k}{v}' for k,v in choice.items() if k in varies).replace('/', '_')
 
@@ -131,6 +138,7 @@ def study_runs(
         name,config = _run_name(c, varies) or 'run',_run_options(study, c, fname)
         if not name.strip('.'): raise InputError(f"{fname}: a run cannot have the name {name!r}")
         if runs.setdefault(name, config) != config: raise InputError(f"{fname}: two different runs have the name {name}")
+    _check_twice(runs, fname)
     return runs
 
 def read_study(
