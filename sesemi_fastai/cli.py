@@ -261,14 +261,15 @@ def _told_missing(folder, df):
     if n := max(0, read_record(folder).get('data', {}).get('train_images', 0)-len(df)): return f"{n} training images were in no batch and are not listed: more epochs, or a smaller --bs, reach them"
 
 def _write_corrections(taken, fname, df):
-    "Add what is accepted to what `fname` holds already; decisions that are there stay"
+    "Add what is accepted to what `fname` holds already; decisions that are there stay. The sentences about it"
     old = read_table(fname, dtype=str).fillna('') if fname.is_file() else None
     if old is not None and not {'path','action'} <= set(old): raise InputError(f"{fname} is there and holds no corrections: choose another file")
     res = taken if old is None else merged(taken, old)
     write_text(fname, res.to_csv(index=False))
-    if len(wrong := truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()): print(f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong")
+    wrong = truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()
+    judged = f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong\n" if len(wrong) else ''
     before = '' if old is None else f", beside {len(old)} decisions that were there and stay (without {fname} all is decided anew)"
-    print(f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {quote(str(fname))}")
+    return judged + (f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {quote(str(fname))}")
 
 @call_parse
 def sesemi_labels(
@@ -289,14 +290,13 @@ def sesemi_labels(
         if not takes and (corrections or action != 'drop'): raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
         taken = accepted(df, accept or 0., action, accept_top) if takes else None
         scores = cleanlab_of(df) if cleanlab else None
+        written = _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df) if takes else None # before a reader such as `head` may be gone
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]
         if cleanlab: shown = shown.assign(cleanlab=scores.round(4))
         print(shown.head(n).to_string(index=False))
-        for told in (_told_missing(folder, df),_told_estimate(folder, df)):
+        precision = _told_precision(df, scores) if truly_wrong(df).any() else None
+        for told in (_told_missing(folder, df), _told_estimate(folder, df), precision, written):
             if told: print(told)
-        if truly_wrong(df).any(): print(_told_precision(df, scores))
-        if taken is None: return
-        _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df)
 
 # %% ../nbs/47_cli.ipynb #f04d3ef1
 def _rotated_batch(records, path):

@@ -10,7 +10,7 @@ from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, re
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
 from sesemi_fastai.predictions import Predictions
-from test_cli import last, run, small
+from test_cli import BIN, last, run, small
 from test_resume import mini
 
 @pytest.fixture(scope='module')
@@ -81,6 +81,14 @@ def test_so_many_suggestions(trained, tmp_path):
     for args in (['--accept-top',7,'--accept',.9], ['--accept-top',-1], ['--accept-top',10**6]):
         res = run('sesemi-labels', trained, *args)
         assert res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1, res.stderr
+
+def test_written_though_nobody_reads(trained, tmp_path):
+    "as with `| head -1`, whose end may come first"
+    r,w = os.pipe()
+    os.close(r)
+    subprocess.run([BIN/'sesemi-labels', trained, '--accept-top', '7', '--corrections', tmp_path/'c.csv'], stdout=w)
+    os.close(w)
+    assert len(pd.read_csv(tmp_path/'c.csv')) == 7
 
 def test_images_that_are_not_listed(trained):
     n = json.loads((trained/'record.json').read_text())['data']['train_images']-len(read_labels(trained))
