@@ -677,6 +677,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.phase._Around.__call__': ('phase.html#_around.__call__', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._Around.__init__': ('phase.html#_around.__init__', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._Around.__reduce__': ('phase.html#_around.__reduce__', 'sesemi_fastai/phase.py'),
+                                     'sesemi_fastai.phase._fires': ('phase.html#_fires', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._in_fit': ('phase.html#_in_fit', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._of_a_fit': ('phase.html#_of_a_fit', 'sesemi_fastai/phase.py'),
                                      'sesemi_fastai.phase._waiting': ('phase.html#_waiting', 'sesemi_fastai/phase.py'),

@@ -12,6 +12,7 @@ from copy import copy,deepcopy
 from inspect import signature
 from functools import partial
 from fastai.learner import Callback,Learner
+from .core import InputError
 
 # %% ../nbs/07_phase.ipynb #295d2cbd
 def _in_fit(learn):
@@ -48,11 +49,19 @@ def around_next_phase(
     learn._with_events = _Around(learn, context, phases)
 
 # %% ../nbs/07_phase.ipynb #f32e582f
-def _of_a_fit(learn):
-    "Whether a fit has fired the event, and not `tta`, which fires those of a fit as well and takes no lock"
-    frame,fit,tta = sys._getframe(),Learner.fit.__code__,Learner.tta.__code__
+def _fires(frame):
+    "Which of fit and `tta` a stack frame is that fires the events of a fit; not `fit` itself, which loggers of experiments wrap"
+    if frame.f_code is Learner._with_events.__code__ and frame.f_locals['event_type'] == 'fit': return 'fit'
+    if frame.f_code.co_name == 'tta': return 'tta'
+
+def _of_a_fit(learn, cb):
+    "Whether a fit has fired the event, and not `tta`, which fires those of a fit as well and takes no lock; `InputError` if it is the fit of another Learner, which `cb` had been given to before"
+    frame = sys._getframe()
     while frame:
-        if frame.f_code in (fit,tta) and frame.f_locals.get('self') is learn: return frame.f_code is fit
+        if fires := _fires(frame):
+            of = frame.f_locals.get('self')
+            if of is learn: return fires == 'fit'
+            if fires == 'fit' and any(o is cb for o in of.cbs): raise InputError(f"this {type(cb).__name__} belongs to another Learner by now: each needs a callback of its own, or a copy.copy of it")
         frame = frame.f_back
     return False
 
@@ -61,7 +70,7 @@ class StaysHome(Callback):
     @property
     def evaluating(self) -> bool:
         "Whether the Learner evaluates, maybe in the middle of a fit: `validate`, `get_preds` and `tta` fire the events of a fit, too"
-        return self.learn.lock.locked() or not _of_a_fit(self.learn)
+        return self.learn.lock.locked() or not _of_a_fit(self.learn, self)
 
     @property
     def passive(self) -> bool:
