@@ -230,6 +230,7 @@ class SESEMI(TrainingColumns):
     def _prepare(self):
         "Stream and branch for the Learner's data and model; kept for the next fit as long as these and the settings stay"
         self._seen = None
+        if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"SESEMI turns one image, and the network takes {self.dls.n_inp} inputs: leave it out")
         made_for = self.learn.dls,get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
         if not (self._made_for and all(a is b for a,b in zip(self._made_for[:4], made_for)) and self._made_for[4] == made_for[4]):
             stream = UnlabeledStream(self.learn.dls, self._source(), self.bs, self.num_workers, self.seed)

@@ -20,7 +20,7 @@ class SplitPoint:
         module:nn.Module, # Module of the model, called once in a forward pass
         of_input:bool=False, # The feature map is what goes into `module`, not what comes out
         act=None, # Function that the model applies to the map outside of any module
-        layout:str='NCHW' # 'NCHW', 'NHWC' or 'NLC' (tokens)
+        layout:str|None=None # 'NCHW', 'NHWC' or 'NLC' (tokens); told from the map's shape if None
     ): self.module,self.of_input,self.act,self.layout = module,of_input,act,layout
 
     def hook(self,
@@ -65,12 +65,15 @@ def _last_pool(model):
 def _found_split(model):
     "The split point of a model whose kind is known"
     two = isinstance(model, nn.Sequential) and len(model) == 2
-    if pool := _last_pool(model[1] if two else model): return SplitPoint(pool, of_input=True, layout=getattr(model, 'output_fmt', 'NCHW'))
+    if pool := _last_pool(model[1] if two else model): return SplitPoint(pool, of_input=True, layout=getattr(model, 'output_fmt', None))
     if two: return SplitPoint(model[0])
     if type(model).__name__ == 'DenseNet' and hasattr(model, 'features'): return SplitPoint(model.features, act=F.relu)
-    if hasattr(model, 'forward_features') and hasattr(model, 'norm'): return SplitPoint(model.norm, layout='NLC')
-    raise InputError(f"cannot find the last feature map of {type(model).__name__}: pass features= with the name of the module "
-                     f"whose output it is; the children are {_children(model)}")
+    if hasattr(model, 'forward_features') and hasattr(model, 'norm'): return SplitPoint(model.norm)
+    raise _not_found(model)
+
+def _not_found(model):
+    return InputError(f"cannot find the last feature map of {type(model).__name__}: pass features= with the name of the module "
+                      f"whose output it is; the children are {_children(model)}")
 
 # %% ../nbs/02_model.ipynb #2a612ccc
 def find_features(
@@ -83,6 +86,14 @@ def find_features(
 
 # %% ../nbs/02_model.ipynb #c5121410
 _pooled_dims = {'NCHW': (2,3), 'NHWC': (1,2), 'NLC': (1,)}
+
+def _layout(fmap, x):
+    "The layout of a feature map of images `x`: channels come last where the two dimensions before, and not the last two, are those of the images on a smaller scale"
+    if fmap.ndim == 3: return 'NLC'
+    if fmap.ndim != 4: raise InputError(f"features= must give a feature map with 3 or 4 dimensions, got {list(fmap.shape)}")
+    h,w = x.shape[2:]
+    scaled = lambda a,b: abs(a*w-b*h) <= max(h, w) # within a pixel of the map
+    return 'NHWC' if scaled(*fmap.shape[1:3]) and not scaled(*fmap.shape[2:]) else 'NCHW'
 
 class RotationHead(nn.Module):
     "Global average pool and a linear layer to the four turns, without dropout"
@@ -107,7 +118,25 @@ class TwoBranch:
         features:str|nn.Module|None=None # Module whose output is the last feature map; found if None
     ):
         self.model,self.split = get_model(model),find_features(model, features)
-        self.head = self._new_head(x)
+        with torch.no_grad(), self._evaluating():
+            if self.split.of_input and not self._is_end(x[:1]): raise _not_found(self.model)
+            self.head = self._new_head(x)
+
+    @contextmanager
+    def _evaluating(self):
+        "The model's BatchNorm statistics and modes stay as they are"
+        modes = {m:m.training for m in self.model.modules()}
+        self.model.eval()
+        try: yield
+        finally:
+            for m,mode in modes.items(): m.training = mode
+
+    def _is_end(self, x):
+        "Whether images reach the model's output through the feature map alone: with none in it, all are the same"
+        handle = self.split.hook(torch.zeros_like)
+        try: a,b = (self.model(o) for o in (x, -x-1))
+        finally: handle.remove()
+        return not torch.is_tensor(a) or torch.equal(a, b)
 
     def body(self, x:Tensor) -> Tensor:
         "The last feature map of `x`, from a forward pass that ends there"
@@ -140,14 +169,8 @@ class TwoBranch:
     def _map(self, o): return o if self.split.act is None else self.split.act(o)
 
     def _new_head(self, x):
-        "A head that fits the feature map of `x`; the model's BatchNorm statistics and modes stay as they are"
-        modes = {m:m.training for m in self.model.modules()}
-        try:
-            self.model.eval()
-            with torch.no_grad(): fmap = self.body(x)
-        finally:
-            for m,mode in modes.items(): m.training = mode
-        layout = self.split.layout if fmap.ndim == 4 else 'NLC'
-        if fmap.ndim not in (3,4): raise InputError(f"features= must give a feature map with 3 or 4 dimensions, got {list(fmap.shape)}")
+        "A head that fits the feature map of `x`"
+        fmap = self.body(x)
+        layout = fmap.ndim == 4 and self.split.layout or _layout(fmap, x)
         nf = fmap.shape[1] if layout == 'NCHW' else fmap.shape[-1]
         return RotationHead(nf, layout).to(fmap.device)

@@ -56,6 +56,38 @@ def test_squeeze_and_excitation_is_not_the_end_of_the_body():
     model(x)
     torch.testing.assert_close(TwoBranch(model, x).body(x), body(x))
 
+class OwnNet(nn.Module):
+    "Squeeze-and-excitation in the middle or at the end, and a pooling function behind it"
+    class Squeeze(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.pool,self.fc = nn.AdaptiveAvgPool2d(1),nn.Linear(n, n)
+        def forward(self, x): return x*self.fc(self.pool(x).flatten(1)).sigmoid()[...,None,None]
+    def __init__(self, last):
+        super().__init__()
+        self.body,self.fc = nn.Sequential(nn.Conv2d(3, 12, 3, 2), self.Squeeze(12), *([] if last else [nn.Conv2d(12, 12, 3)])),nn.Linear(12, 5)
+    def forward(self, x): return self.fc(self.body(x).mean((2,3)))
+
+@pytest.mark.parametrize('last', [True,False])
+def test_pool_of_squeeze_and_excitation_is_not_taken(last):
+    model,x = OwnNet(last),torch.randn(2,3,32,32)
+    with pytest.raises(InputError, match='pass features='): TwoBranch(model, x)
+    assert model.training and TwoBranch(model, x, 'body').head.linear.in_features == 12
+
+def test_named_map_with_channels_last():
+    model = torchvision.models.swin_t(num_classes=5).eval()
+    for x in (torch.randn(1,3,64,64),torch.randn(1,3,64,96)):
+        heads = [TwoBranch(model, x, name).head for name in (None,'norm','features')]
+        assert [(o.linear.in_features,o.dims) for o in heads] == [(768,(2,3)),(768,(1,2)),(768,(1,2))]
+    square = TwoBranch(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(), nn.LazyLinear(5)), torch.randn(2,3,32,32), '0')
+    assert square.head.dims == (2,3) # eight channels, eight pixels wide and high
+
+def test_norm_that_gives_a_map():
+    timm = pytest.importorskip('timm', reason='timm is not installed (extra timm)')
+    model = timm.create_model('resnetv2_18', num_classes=5).eval()
+    head = TwoBranch(model, torch.randn(2,3,64,64)).head
+    assert (head.linear.in_features,head.dims) == (512,(2,3))
+
 def test_squeezenet_pools_class_scores():
     with pytest.raises(InputError, match='pass features='): find_features(make_model('squeezenet1_1', 5))
     assert TwoBranch(make_model('squeezenet1_1', 5), torch.randn(2,3,64,64), 'features').head.linear.in_features == 512
