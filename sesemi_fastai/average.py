@@ -28,7 +28,9 @@ class EMA(StaysHome):
     def _floats(self): return [o for o in get_model(self.learn.model).state_dict().values() if o.is_floating_point()]
 
     def before_fit(self):
-        if not self.passive: self.average,self.own,self.steps = None,None,0
+        if self.passive: return
+        if self.own is not None: self._forget_slow_weights() # a fit before was left without an event, as by Ctrl-C
+        self.average,self.own,self.steps = None,None,0
 
     def before_epoch(self):
         if not self.passive: around_next_phase(self.learn, self._own_weights, ['train'])
@@ -54,8 +56,12 @@ class EMA(StaysHome):
 
     def after_fit(self):
         if self.passive: return
+        self._forget_slow_weights()
         self.average,self.own = None,None
-        if isinstance(self.opt, Lookahead): self.opt.slow_weights = None # those of the network's own weights
+
+    def _forget_slow_weights(self):
+        "The network is left with the average: slow weights of an optimizer, which are those of its own weights, begin anew"
+        if isinstance(self.learn.opt, Lookahead): self.learn.opt.slow_weights = None
 
     def state_dict(self) -> dict:
         "The average, the network's own weights, and the steps so far"

@@ -149,7 +149,7 @@ class SESEMI(TrainingColumns):
         if not self._active: return
         if len(self.dls.train) == 0:
             raise InputError(f"the training images do not fill one batch of {self.dls.train.bs}: pass a smaller bs= to the DataLoaders")
-        if self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} epochs; fine_tune makes two fits, the first of freeze_epochs")
+        if self.rot_only and self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} epochs; fine_tune makes two fits, the first of freeze_epochs")
         if len(self.learn.cbs.filter(risinstance(SESEMI))) > 1: raise InputError("the Learner has more than one SESEMI: leave out that of Learner(cbs=) or that of fit(cbs=)")
         self._n_images,self._steps = 0,0
         self.show_columns()

@@ -7,7 +7,7 @@ __all__ = ['TrainingColumns']
 
 # %% ../nbs/08_columns.ipynb #42c63e9b
 from fastai.vision.all import L,ValueMetric,noop
-from .phase import StaysHome
+from .phase import StaysHome,in_fit
 
 # %% ../nbs/08_columns.ipynb #50a005b1
 def _bare(name): return name.removeprefix('train_').removeprefix('valid_')
@@ -24,18 +24,25 @@ class TrainingColumns(StaysHome):
         self.__dict__['_learn'] = learn
 
     def __call__(self, event_name):
-        evaluates = event_name in ('before_fit','after_fit') and self.evaluating
+        evaluates = event_name in ('before_fit','before_epoch','after_fit') and self.evaluating
         if evaluates and event_name == 'before_fit': # maybe from another callback's `before_fit`, before the recorder has read the names
             self._announced = self.learn.metrics.filter(self._is_ours)
             self.hide_columns()
         super().__call__(event_name)
+        if evaluates and event_name == 'before_fit' and self._in_use: self._add_columns() # the recorder is about to read them anew
+        if evaluates and event_name == 'before_epoch': self.hide_columns()
         if evaluates and event_name == 'after_fit': self.learn.metrics,self._announced = self.learn.metrics + self._announced,L()
 
     def _is_ours(self, metric): return metric.name in self.columns
+    @property
+    def _in_use(self):
+        "Whether a fit that is under way has our columns"
+        return in_fit(self.learn) and any(_bare(o) in self.columns for o in getattr(getattr(self.learn, 'recorder', None), 'metric_names', ()))
+    def _add_columns(self): self.learn.metrics = self.learn.metrics + L(ValueMetric(noop, nm) for nm in self.columns)
 
     def show_columns(self):
         "Announce the columns, in `before_fit`; not while the Learner evaluates, which fires that event, too"
-        if not self.evaluating: self.learn.metrics = self.learn.metrics + L(ValueMetric(noop, nm) for nm in self.columns)
+        if not self.evaluating: self._add_columns()
 
     def hide_columns(self):
         "The recorder has read the names; the values come from `fill_columns`"

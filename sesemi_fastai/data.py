@@ -40,7 +40,7 @@ def _need_columns(df, cols, what):
 
 def _text(labels):
     "As text, whole numbers without the '.0' that a column with gaps gives them"
-    res = labels.where(labels.isna(), labels.astype(str)).astype(object)
+    res = labels.astype(object).where(labels.isna(), labels.astype(str)).astype(object)
     return res.str.removesuffix('.0') if res.dropna().str.fullmatch(r'-?\d+\.0').all() else res
 
 def leaves_folder(
@@ -54,6 +54,12 @@ def _no_utf8(text):
     try: text.encode()
     except UnicodeEncodeError: return True
     return False
+
+def _from_folder_on(paths, folder):
+    "Paths as text; absolute ones that lie in the folder from there on"
+    base = os.path.join(os.path.abspath(folder), '')
+    within = lambda o: os.path.isabs(o) and os.path.normpath(o).startswith(base)
+    return paths.astype(object).map(lambda o: os.path.relpath(o, base) if within(str(o)) else str(o), na_action='ignore')
 
 def _check_paths(df, folder, repeats):
     if (bad := df.path[df.path.isna()]).size: raise InputError(f"row {bad.index[0]} of the table has no path")
@@ -93,7 +99,7 @@ def checked_table(
     if not isinstance(df, pd.DataFrame): raise InputError(f"a table is a DataFrame, not {type(df).__name__}: own_dls takes folders and CSV files as well")
     _need_columns(df, ['path','label','is_valid'], 'the table')
     df = df.reset_index(drop=True)
-    df['path'] = df.path.where(df.path.isna(), df.path.astype(str))
+    df['path'] = _from_folder_on(df.path, folder)
     if df.label.isna().any(): raise InputError(f"{df.path[df.label.isna()].iloc[0]} has no label in the table")
     if not df.is_valid.isin([True,False]).all(): raise InputError("column is_valid must hold True and False")
     df['is_valid'] = df.is_valid.astype(bool)
@@ -126,6 +132,7 @@ def noisy_table(
     named:bool=True # Labels as class names, such as 'tench' for n01440764
 ) -> pd.DataFrame: # Columns `path`, `label`, `true`, `is_valid`
     "The published labels at one noise level"
+    need_numbers(whole=True, noise=noise)
     if noise not in noise_levels: raise InputError(f"noise={noise} is unknown: choose one of {', '.join(map(str, noise_levels))}")
     csv = find_noisy_csv(path)
     df,col = read_table(csv),f'noisy_labels_{noise}'
@@ -152,7 +159,7 @@ def _usable_rows(df, path, unlabeled, bad_images):
     faults = scan_images(files + unlabeled)
     bad,not_rotated = usable(faults, bad_images)
     if bad: df = checked_table(df[[str(f) not in bad for f in files]], path, check_links=False, repeats=True)
-    return df,[o for o in unlabeled if str(o) not in not_rotated],faults
+    return df,[o for o in unlabeled if str(o) not in not_rotated],faults,not_rotated
 
 def _check_builder(size, kwargs):
     "Arguments that nobody would look at, or that fail far from here"
@@ -189,15 +196,15 @@ def table_dls(
     whole = df
     if not isinstance(corrections, (str,Path,pd.DataFrame,type(None))): raise InputError(f"corrections={corrections!r}: give a CSV file, or a DataFrame as in the notebook corrections")
     if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_table(corrections, dtype=str)), path, check_links=False, repeats=True)
-    faults,scanned = None,[*df.path, *unlabeled] if bad_images else None
-    if bad_images: df,unlabeled,faults = _usable_rows(df, Path(path), unlabeled, bad_images)
+    faults,not_rotated,scanned = None,(),[*df.path, *unlabeled] if bad_images else None
+    if bad_images: df,unlabeled,faults,not_rotated = _usable_rows(df, Path(path), unlabeled, bad_images)
     if bs < 1: raise InputError(f"bs={bs}: a batch needs at least one image")
     if (n := (~df.is_valid).sum()) < bs: raise InputError(f"{n} training images do not fill one batch of {bs}: pass a smaller bs")
     if store_size and not store: raise InputError("store_size belongs to store: give that as well, a folder or 'auto'")
     images = ImageStore(_to_store(whole, df, Path(path)) + unlabeled, None if store == 'auto' else store, store_size) if store else None
     dls = table_block(path, size, min_scale, aug, images).dataloaders(df, bs=bs, path=Path(path), **kwargs)
     if seed is not None: dls.train.rng = random.Random(seed)
-    dls.unlabeled,dls.table,dls.faults,dls.scanned,dls.store = unlabeled,df,faults,scanned,images
+    dls.unlabeled,dls.table,dls.faults,dls.scanned,dls.not_rotated,dls.store = unlabeled,df,faults,scanned,not_rotated,images
     return dls
 
 def _noisy_dls(urls, other, noise, size, path, **kwargs):
@@ -320,6 +327,7 @@ def own_dls(
     **kwargs # For `table_dls`
 ) -> DataLoaders: # `dls.unlabeled` holds the files of `unlabeled`
     "Your own images, ready for a Learner"
+    if isinstance(unlabeled, pd.DataFrame): raise InputError("unlabeled= takes a folder or a list of files: of a table give the column with the files, with the folder before it")
     df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed)
     if isinstance(unlabeled, (str,Path)): unlabeled = _images_below(Path(unlabeled))
     return table_dls(df, path, size, unlabeled=map(Path, unlabeled or ()), **kwargs)

@@ -22,10 +22,13 @@ from .phase import StaysHome
 class Predictions(StaysHome):
     "Keep what the last validation of a fit predicted"
     order = 65
-    def __init__(self): self.last,self.probs,self.targs = {},[],[]
+    def __init__(self): self.last,self.probs,self.targs,self.of = {},[],[],None
 
     @property
     def _watching(self): return not self.training and not self.passive
+
+    def before_fit(self):
+        if not self.passive: self.of = self.dls
 
     def before_validate(self):
         if not self.passive: self.probs,self.targs = [],[]
@@ -56,9 +59,9 @@ class Predictions(StaysHome):
     def frame(self) -> pd.DataFrame: # path (from `dls.path` on; None where the items are no image files), label, predicted, probability (of `predicted`), of_label (probability of `label`)
         "One row a validation image, in the order of the validation set"
         if not self.last: raise InputError("there are no predictions: they come with each validation of a fit that is not cut short")
-        vocab = class_names(self.dls, 1+int(max(self.last['label'].max(), self.last['predicted'].max())))
+        vocab = class_names(self.of, 1+int(max(self.last['label'].max(), self.last['predicted'].max())))
         label,predicted = ([str(vocab[i]) for i in self.last[k].tolist()] for k in ('label','predicted'))
-        return pd.DataFrame(dict(path=item_names(self.dls.valid_ds, self.dls.path).get('path'), label=label, predicted=predicted,
+        return pd.DataFrame(dict(path=item_names(self.of.valid_ds, self.of.path).get('path'), label=label, predicted=predicted,
                                  probability=self.last['probability'].numpy().round(4), of_label=self.last['of_label'].numpy().round(4)))
 
 # %% ../nbs/17_predictions.ipynb #b3f73fc5

@@ -96,6 +96,6 @@ def usable(
     bad = faults[faults.kind == 'bad']
     if bad_images == 'stop' and len(bad):
         rest = f" (and {len(bad)-1} more)" if len(bad) > 1 else ''
-        raise InputError(f"{bad.path.iloc[0]}: {bad.reason.iloc[0]}{rest}; repair or remove it, or leave bad images out with --bad-images skip")
+        raise InputError(f"{bad.path.iloc[0]}: {bad.reason.iloc[0]}{rest}; repair or remove it, or leave bad images out: --bad-images skip, bad_images='skip' in Python")
     if tell: tell_faults(faults)
     return set(bad.path),set(faults.path[faults.kind != 'odd'])

@@ -9,7 +9,7 @@ __all__ = ['StepsPerEpoch', 'even_steps', 'MaxSteps']
 from contextlib import contextmanager
 from types import MethodType
 from fastai.vision.all import CancelFitException,CancelTrainException,num_distrib
-from .core import InputError
+from .core import InputError,need_numbers
 from .distributed import plain_dl
 from .phase import StaysHome,around_next_phase
 
@@ -20,10 +20,13 @@ class StepsPerEpoch(StaysHome):
     def __init__(self,
         n # Steps; or a function of the epoch's number, from 0, that gives them
     ):
-        if not callable(n) and n < 1: raise InputError(f"n={n}: an epoch needs at least one step")
+        if not callable(n):
+            need_numbers(whole=True, n=n)
+            if n < 1: raise InputError(f"n={n}: an epoch needs at least one step")
         self.n = n
 
-    def before_epoch(self): around_next_phase(self.learn, self._in_phase, ['train'])
+    def before_epoch(self):
+        if not self.passive: around_next_phase(self.learn, self._in_phase, ['train'])
 
     @contextmanager
     def _in_phase(self):
@@ -60,28 +63,27 @@ class MaxSteps(StaysHome):
     def __init__(self,
         n:int # Steps
     ):
+        need_numbers(whole=True, n=n)
         if n < 1: raise InputError(f"n={n}: give at least one step")
         self.n,self.steps,self.reached = n,0,False
 
     def before_epoch(self):
-        if self._evaluating: return
+        if self.passive: return
         if self.epoch == 0: self.steps,self.reached = 0,False
         if self.reached: raise CancelFitException() # a run that goes on had all its steps already
 
     def after_batch(self):
+        if self.passive: return
         self.steps += 1
         self.reached = self.steps >= self.n
         if self.reached: raise CancelTrainException()
 
     def after_cancel_train(self):
         "The recorder leaves out the training loss of an epoch that was cancelled, and so shifts its columns"
-        if self.reached: self.recorder.cancel_train = False
+        if self.reached and not self.passive: self.recorder.cancel_train = False
 
     def after_epoch(self):
-        if self.reached and not self._evaluating: raise CancelFitException()
-
-    @property
-    def _evaluating(self): return self.learn.lock.locked()
+        if self.reached and not self.passive: raise CancelFitException()
 
     def state_dict(self) -> dict:
         "The steps so far, for a fit that goes on in another process"

@@ -52,6 +52,11 @@ def _with_unlabeled(dls, items):
     if not files: return items
     return ([Path(dls.path)/o for o in items.path] if isinstance(items, pd.DataFrame) else list(items)) + files
 
+def _upright(dls, items):
+    "`items` without the files that a builder has found to be turned by their EXIF data"
+    turned = getattr(dls, 'not_rotated', ())
+    return items[[str(Path(dls.path)/o) not in turned for o in items.path]] if turned else items
+
 def _from_folder(folder):
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"unlabeled={str(folder)!r} is not a folder")
@@ -59,11 +64,18 @@ def _from_folder(folder):
     if not files: raise InputError(f"no images below {folder}: unlabeled= needs a folder with image files")
     return files
 
+def _columns_read(dls):
+    "Names of the columns that give the images"
+    names = list(dls.train_ds.items.columns)
+    cols = getattr(dls.train_ds.tls[0].tfms[0], 'cols', names[:1]) # of fastai's `ColReader`
+    return [names[c] if isinstance(c, int) else c for c in cols]
+
 def _from_frame(df, dls):
-    if isinstance(dls.train_ds.items, pd.DataFrame):
-        if missing := [c for c in dls.train_ds.items.columns[:1] if c not in df.columns]:
+    items = dls.train_ds.items
+    if isinstance(items, pd.DataFrame):
+        if missing := [c for c in _columns_read(dls) if c not in df.columns]:
             raise InputError(f"the unlabeled table has no column {missing[0]!r}, which the labelled one has; it has {list(df.columns)}")
-        return df
+        return df.reindex(columns=items.columns) # a reader may count columns
     return [Path(dls.path)/o for o in df.iloc[:,0]]
 
 def unlabeled_items(
@@ -71,8 +83,8 @@ def unlabeled_items(
     source=None # None, 'valid', a folder, a list of paths or a DataFrame
 ): # Items for the input pipeline of `dls.train_ds`
     "The items that `source` means"
-    if source is None: return _with_unlabeled(dls, dls.train_ds.items)
-    if is_transductive(source): return _with_unlabeled(dls, _joined(dls.train_ds.items, dls.valid_ds.items))
+    if source is None: return _with_unlabeled(dls, _upright(dls, dls.train_ds.items))
+    if is_transductive(source): return _with_unlabeled(dls, _upright(dls, _joined(dls.train_ds.items, dls.valid_ds.items)))
     if isinstance(source, pd.DataFrame): items = _from_frame(source, dls)
     elif isinstance(source, (str,Path)): items = _from_folder(source)
     elif is_listy(source) or isinstance(source, (pd.Series,np.ndarray)): items = list(source)

@@ -5,9 +5,10 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from sesemi_fastai.core import InputError
-from sesemi_fastai.data import leaves_folder, own_table
+from sesemi_fastai.data import leaves_folder, own_dls, own_table
 from sesemi_fastai.noise import add_label_noise
 from sesemi_fastai.scan import image_fault, scan_images
+from sesemi_fastai.stream import UnlabeledStream
 from hostile import as_bytes, bad_tables, good_images, good_tables, make_folder, picture, rng, table, write_bad_images
 from test_cli import last, run, small
 
@@ -61,6 +62,14 @@ def spoiled(folder):
     exif = Image.Exif(); exif[0x112] = 6
     Image.open(folder/'b/3.jpg').save(folder/'b/3.jpg', exif=exif)
     return folder
+
+@pytest.mark.parametrize('source', [None,'valid'])
+def test_turned_ones_are_not_rotated_from_python_either(tmp_path, source):
+    path = spoiled(photos(tmp_path/'p'))
+    dls = own_dls(path, 32, bs=8, num_workers=0, bad_images='skip')
+    labelled,rotated = ({os.path.basename(str(o)) for o in items} for items in (dls.table.path[[True]*len(dls.table) if source else ~dls.table.is_valid],UnlabeledStream(dls, source).dl.dataset.items.path))
+    assert rotated == labelled - {'3.jpg'} and len(rotated) > 20
+    assert '3.jpg' in set(dls.table.path.map(os.path.basename))
 
 own = ['--dataset','own','--epochs',1,*small]
 
