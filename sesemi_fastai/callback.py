@@ -89,6 +89,10 @@ class HeadInOptimizer:
         return slow if slow is None else slow[-1]
 
 # %% ../nbs/09_callback.ipynb #242b091e
+def _transforms(dl):
+    "By which transforms a loader makes its batches, and of which size"
+    return [(id(t),str(getattr(t, 'size', None))) for nm in ('after_item','before_batch','after_batch') for t in getattr(getattr(dl, nm, None), 'fs', ())]
+
 class SESEMI(TrainingColumns):
     "Add the rotation loss on unlabeled images to each training step (Tran, 2019)"
     order,run_valid = GradientAccumulation.order-1,False
@@ -126,7 +130,7 @@ class SESEMI(TrainingColumns):
         if not 0 < self.turned < 1: raise InputError(f"turned={self.turned}: give a share between 0 and 1")
         if self.size and (self.bn == 'joint' or self._own_batch): raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
 
-    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._fitting,self._on,self._pending,self._logits,self._steps = None,None,None,(),False,False,None,None,0
+    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._data,self._fitting,self._on,self._pending,self._logits,self._steps = None,None,None,(),None,False,False,None,None,0
 
     @property
     def _own_batch(self): return isinstance(self.unlabeled, str) and self.unlabeled == 'batch'
@@ -228,11 +232,12 @@ class SESEMI(TrainingColumns):
         return source
 
     def _prepare(self):
-        "Stream and branch for the Learner's data and model; kept for the next fit as long as these and the settings stay"
+        "Stream and branch for the Learner's data and model; kept for the next fit as long as model and settings stay, with other images if the data change"
         self._seen = None
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"SESEMI turns one image, and the network takes {self.dls.n_inp} inputs: leave it out")
-        made_for = self.learn.dls,get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
-        if not (self._made_for and all(a is b for a,b in zip(self._made_for[:4], made_for)) and self._made_for[4] == made_for[4]):
+        made_for = get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
+        before,self._data = self._data,(self.learn.dls,_transforms(self.dls.train))
+        if not (self._made_for and all(a is b for a,b in zip(self._made_for[:3], made_for)) and self._made_for[3] == made_for[3]):
             stream = UnlabeledStream(self.learn.dls, self._source(), self.bs, self.num_workers, self.seed)
             u = self._to_model(stream.peek()[:2])
             with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
@@ -240,7 +245,7 @@ class SESEMI(TrainingColumns):
             self._stream,self._branch,self._head_params,self._made_for = stream,branch,HeadInOptimizer(branch.head.parameters()),made_for
             if not self._pending: return
         if self._pending: self._go_on()
-        if self._changing: self._stream.change(self.learn.dls, self._source(), self.bs, self.num_workers)
+        if self._changing or (before and before != self._data): self._stream.change(self.learn.dls, self._source(), self.bs, self.num_workers)
 
     # -- leaving off and going on
     def state_dict(self) -> dict: # Empty before the first step

@@ -10,7 +10,7 @@ __all__ = ['write_checkpoint', 'read_checkpoint', 'differences', 'checkpoint_fil
 import re,sys,zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from fastai.vision.all import (L,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
+from fastai.vision.all import (L,Optimizer,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,need_numbers,one_line
 from .distributed import gathered,plain_dl,states_for_here
@@ -104,6 +104,16 @@ def _digest(ds):
     items = getattr(ds, 'items', None)
     return f' [{int(pd.util.hash_pandas_object(items.astype(str), index=False).sum())%10**8}]' if isinstance(items, pd.DataFrame) else ''
 
+def _name(f): return getattr(f, '__name__', type(f).__name__)
+
+def _told_optimizer(opt):
+    "What an optimizer does to a weight, in words"
+    names = []
+    while (inner := vars(opt).get('opt')) is not None: names,opt = [*names, type(opt).__name__],inner # Lookahead, OptimWrapper
+    return ' '.join([*names, *map(_name, opt.cbs)] if isinstance(opt, Optimizer) else [*names, type(opt).__name__])
+
+def _told_network(model): return f'{type(model).__name__} of {sum(o.numel() for o in model.parameters()):,} weights'
+
 class Checkpoint(StaysHome):
     "Write a checkpoint after each epoch, and go on from the last one with `resume`"
     order = 100
@@ -162,12 +172,13 @@ class Checkpoint(StaysHome):
         sets = {k:getattr(self.dls, f'{k}_ds', None) for k in ('train','valid')}
         data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in sets.items() if hasattr(ds, '__len__')}
         planned = [cb.scheds['lr'](.25) for cb in self.learn.cbs if 'lr' in getattr(cb, 'scheds', ())] or [o['lr'] for o in self.opt.hypers]
-        return dict(lr=', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o))), callbacks=', '.join(sorted(_stateful(self.learn))), **data)
+        return dict(lr=', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o))), callbacks=', '.join(sorted(_stateful(self.learn))), **data,
+            network=_told_network(get_model(self.learn.model)), optimizer=_told_optimizer(self.opt), loss=_name(self.learn.loss_func), batch=f'{plain_dl(self.dls.train).bs} images')
 
     def _restore(self):
         state = self._state
         if state['n_epoch'] != self.n_epoch: raise InputError(f"the checkpoint is of a fit of {state['n_epoch']} epochs, this one has {self.n_epoch}")
-        if (there := state.get('fit', self._fit)) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {differences(there, self._fit)}; make it the same, or choose another folder")
+        if (there := {**self._fit, **state.get('fit', {})}) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {differences(there, self._fit)}; make it the same, or choose another folder")
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
         self.opt.load_state_dict(_on(state['opt'], self.dls.device))

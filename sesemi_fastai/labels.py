@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model
 from .core import InputError
 from .distributed import sum_over_ranks
-from .items import ItemIndex,class_names,item_labels,item_names,unknown
+from .items import ItemIndex,class_names,item_labels,item_names,same_images,unknown
 from .predictions import plot_images,with_paths
 
 # %% ../nbs/18_labels.ipynb #ca4668bb
@@ -45,8 +45,10 @@ class LabelReport(ItemIndex):
     def __init__(self): self.total,self.epochs,self.now,self.of = None,None,None,None
 
     def before_fit(self):
+        if self.passive: return
         now = self.dls,get_model(self.learn.model)
-        if not self.passive and self.of != now: self.total,self.epochs,self.of = None,None,now
+        if not same_images(self.of, now): self.total,self.epochs = None,None
+        self.of = now
 
     def before_epoch(self):
         super().before_epoch()

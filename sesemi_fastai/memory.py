@@ -12,7 +12,7 @@ from fastai.vision.all import Tensor,get_model
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
-from .items import ItemIndex,class_name,class_names,item_names,unknown
+from .items import ItemIndex,class_name,class_names,item_names,same_images,unknown
 
 # %% ../nbs/16_memory.ipynb #53a095e0
 def true_labels(
@@ -41,7 +41,8 @@ class Memorisation(ItemIndex, TrainingColumns):
         self.true_y = true_labels(self.dls, self.true)
         self.columns = tuple(o for o in type(self).columns if self.true_y is not None or o not in self._of_wrong)
         now = self.dls,get_model(self.learn.model)
-        if self.of != now: self.history,self.guesses,self.of = [],None,now
+        if not same_images(self.of, now): self.history,self.guesses = [],None
+        self.of = now
         self.counts = None
         self.show_columns()
 

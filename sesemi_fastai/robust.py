@@ -16,7 +16,7 @@ from fastai.vision.all import Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
 from .core import InputError,need_numbers
 from .distributed import sum_over_ranks
-from .items import ItemIndex
+from .items import ItemIndex,same_images
 from .phase import around_next_phase
 
 # %% ../nbs/11_robust.ipynb #184fb202
@@ -256,17 +256,25 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
-        if self.of not in (None,now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
+        if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = now
         self.show_columns()
 
     def before_epoch(self):
         self.hide_columns()
-        super().before_epoch()
-        if self.passive: return
         loss = self.loss_func_of_training
+        if self._remembers: super().before_epoch()
+        if self.passive: return
         if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.device, self.epoch/self.n_epoch)
         if not self.only_rotations: around_next_phase(self.learn, self._with_loss, ['train'])
+
+    @property
+    def _remembers(self):
+        "Whether the loss has to know the images; others work with any loader"
+        return hasattr(self.loss_func_of_training, 'remembers')
+
+    def before_batch(self):
+        if self._remembers: super().before_batch()
 
     @contextmanager
     def _with_loss(self):
@@ -279,7 +287,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
 
     def after_pred(self):
         "A loss that remembers has to know the images"
-        if self.own is not None and self.training and hasattr(self.loss_func_of_training, 'remembers'): self.idx
+        if self.own is not None and self.training and self._remembers: self.idx
 
     def after_batch(self):
         "Count the passes over the images"

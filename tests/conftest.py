@@ -30,8 +30,8 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture
 def make_dls(image_folder):
-    def make(bs=8, size=32, seed=0, **kwargs):
-        block = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=0),
+    def make(bs=8, size=32, seed=0, split_seed=0, **kwargs):
+        block = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=split_seed),
                           item_tfms=RandomResizedCrop(size, min_scale=.5))
         random.seed(seed)
         return block.dataloaders(image_folder, bs=bs, num_workers=0, path=image_folder, **kwargs)

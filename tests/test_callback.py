@@ -4,7 +4,7 @@ from functools import partial
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.vision.all import (Adam, Callback, CancelFitException, CSVLogger, CutMix, GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam,
+from fastai.vision.all import (Adam, Callback, CancelFitException, CSVLogger, CutMix, GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam, RandomResizedCrop, TensorImage, Transform,
                                Resize, SaveModelCallback, SGD, accuracy, get_image_files, load_learner, ranger, resnet18,
                                vision_learner)
 from sesemi_fastai.optim import ranger_fused
@@ -319,6 +319,27 @@ def test_new_data_of_another_size_in_a_later_fit(make_learn, make_dls):
     learn.dls = make_dls(size=40, bs=12)
     fit(learn)
     assert learn.sesemi._stream.dl.bs == 3 and learn.sesemi._stream.batch().shape[-1] == 40
+
+def test_transforms_changed_in_place(make_learn):
+    learn = fit(make_learn(cbs=SESEMI()))
+    head,ahead = learn.sesemi.rot_head,[]
+    for dl in learn.dls.loaders:
+        for t in dl.after_item.fs:
+            if isinstance(t, RandomResizedCrop): t.size = (48,48)
+    fit(learn)
+    assert learn.sesemi.rot_head is head and learn.sesemi._stream.batch().shape[-1] == 48
+    learn.dls.train.after_batch.add(Marked())
+    fit(learn)
+    assert (learn.sesemi._stream.batch() == 7).all()
+
+class Marked(Transform):
+    order = 200
+    def encodes(self, x:TensorImage): return torch.full_like(x, 7)
+
+def test_fine_tune_without_a_frozen_part(make_learn):
+    learn = make_learn(cbs=SESEMI())
+    learn.fine_tune(1, freeze_epochs=0)
+    assert 'rot_loss' in learn.recorder.metric_names and len(learn.recorder.values) == 1
 
 def test_counts_images(make_learn):
     learn = fit(make_learn(cbs=SESEMI(bs=3)), 2)

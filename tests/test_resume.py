@@ -3,7 +3,7 @@ import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner)
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner, xresnet18)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
@@ -319,7 +319,7 @@ def test_diverged_runs(mini, tmp_path, monkeypatch):
         assert {f.parent.name.split('-')[0]:json.loads(f.read_text())['status'] for f in (tmp_path/'c').rglob('record.json')} == dict(plain='done', sesemi='diverged', plain_compute='done')
     assert run('sesemi-train', '--path', mini, '--epochs', 1, '--lr', .001, '--out', tmp_path/'c/sesemi-1ep-seed0', *small).returncode == 0
 
-def test_a_fit_of_other_kind_is_not_taken_for_this_one(make_learn, tmp_path, capsys):
+def test_a_fit_of_other_kind_is_not_taken_for_this_one(make_learn, make_dls, tmp_path, capsys):
     def go(lr=.01, cbs=(), **kwargs):
         learn = make_learn(cbs=cbs, **kwargs)
         with Quiet(learn): learn.fit_one_cycle(2, lr, cbs=Checkpoint(tmp_path/'c', resume=True))
@@ -328,7 +328,9 @@ def test_a_fit_of_other_kind_is_not_taken_for_this_one(make_learn, tmp_path, cap
     assert 'nothing is trained' not in capsys.readouterr().err
     go()
     assert 'is done, nothing is trained' in capsys.readouterr().err
-    for kwargs,word in ((dict(lr=1e-6), 'lr'), (dict(cbs=[RobustLoss(ELR())]), 'callbacks')):
+    go(opt_func=partial(SGD, lr=.1)) # which the schedule overrides
+    for kwargs,word in ((dict(lr=1e-6), 'lr'), (dict(cbs=[RobustLoss(ELR())]), 'callbacks'), (dict(opt_func=Adam), 'optimizer'), (dict(opt_func=ranger), 'optimizer'), (dict(opt_func=torch_sgd), 'optimizer'), (dict(opt_func=torch_adam), 'optimizer'),
+                        (dict(model=xresnet18(n_out=4)), 'network'), (dict(loss_func=LabelSmoothingCrossEntropyFlat()), 'loss'), (dict(dls=make_dls(bs=4)), 'batch')):
         with pytest.raises(InputError, match=f'of another fit: {word} .* there'): go(**kwargs)
 
 def test_other_labels_are_another_fit(mini, tmp_path):

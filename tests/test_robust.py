@@ -125,7 +125,7 @@ def test_elr_holds_targets_of_all_images(make_learn):
     t = learn.robust_loss.loss_func_of_training.targets
     assert t.shape == (48,3) and torch.allclose(t.sum(1), torch.full((48,), 1-.7**2), atol=1e-3)
 
-def test_share_of_wrong_labels_is_estimated(make_learn, tmp_path):
+def test_share_of_wrong_labels_is_estimated(make_learn, make_dls, tmp_path):
     learn = make_learn(cbs=[RobustLoss(ForwardCorrection(surest=.3, trust=.9)), Memorisation()])
     loss = learn.robust_loss.loss_func_of_training
     fit(learn, 2, cbs=CSVLogger(tmp_path/'h.csv'))
@@ -135,9 +135,28 @@ def test_share_of_wrong_labels_is_estimated(make_learn, tmp_path):
     assert traces(learn) == CLEAN and len(learn.validate()) == 2
     with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
     assert loss.passes == pytest.approx(2)
-    learn.dls = copy.copy(learn.dls) # other images, for all it knows
+    learn.dls = make_dls(split_seed=1) # as many, others
     fit(learn)
     assert loss.passes == pytest.approx(1) and loss.rate == 0
+
+@pytest.mark.cell('Schedules and fits', 'larger images in a later fit (progressive resizing): targets, label report, memorisation and rotation head go on')
+def test_larger_images_in_a_later_fit(make_learn, make_dls):
+    "Progressive resizing: what is known of the images, and of the rotations, goes on"
+    learn = fit(make_learn(cbs=[*robust_cbs('auto'), LabelReport(), Memorisation(), SESEMI(bs=6)]), 2)
+    head = learn.sesemi.rot_head
+    learn.dls = make_dls(size=48)
+    fit(learn)
+    assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(3) and learn.label_report.epochs.max() == 3 and len(learn.memorisation.history) == 3
+    assert learn.sesemi.rot_head is head and learn.sesemi._stream.batch().shape == (6,3,48,48)
+    learn.dls = make_dls(split_seed=1) # as many, others
+    fit(learn)
+    assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(1) and learn.label_report.epochs.max() == 1 and len(learn.memorisation.history) == 1
+
+def test_a_loss_that_remembers_nothing_takes_any_loader():
+    loader = torch.utils.data.DataLoader([(torch.rand(3,32,32),torch.tensor(i%3)) for i in range(16)], batch_size=8)
+    learn = Learner(DataLoaders(loader, loader), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=RobustLoss(GCE()))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(learn.recorder.values[-1]).all()
 
 def test_the_surest_images_are_counted():
     rng = np.random.default_rng(0)
@@ -158,7 +177,7 @@ def test_a_broken_epoch_is_no_pass(make_learn):
     fit(learn)
     assert loss.rate == 0 and 1 < loss.passes < 1.4
 
-def test_memory_belongs_to_a_model(make_learn):
+def test_memory_belongs_to_a_model(make_learn, make_dls):
     cbs = robust_cbs('auto')
     loss = cbs[0].loss_func_of_training
     first = fit(make_learn(cbs=cbs), 2)
@@ -168,7 +187,7 @@ def test_memory_belongs_to_a_model(make_learn):
     assert loss.passes == pytest.approx(1)
     theirs = other.robust_loss.loss_func_of_training
     assert theirs is not loss and fit(other) and theirs.passes == pytest.approx(3)
-    other.dls = copy.copy(other.dls)
+    other.dls = make_dls(split_seed=1)
     assert fit(other) and theirs.passes == pytest.approx(1)
 
 def test_nothing_is_remembered_while_rotations_are_learned_alone(make_learn):
@@ -353,7 +372,7 @@ def test_other_data_of_the_same_length(make_learn, make_dls, loss):
     class First(Callback):
         order = ItemIndex.order-1
         def before_epoch(self): seen.append(getattr(mine, mine.remembers))
-    learn.dls = make_dls()
+    learn.dls = make_dls(split_seed=1)
     fit(learn, cbs=First())
     assert seen[0] is None and learn.label_report.epochs.max() == 1
 
