@@ -15,7 +15,7 @@ from fastcore.basics import store_attr
 from fastai.vision.all import DataLoader,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
 from .core import InputError,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
-from .model import TwoBranch
+from .model import TwoBranch,not_reached
 from .stream import UnlabeledStream,is_transductive
 from .columns import TrainingColumns
 from .phase import around_next_phase
@@ -324,7 +324,7 @@ class SESEMI(TrainingColumns):
         with self._stream.random(): return self._branch.rotated(self._x)
 
     def _from_shared_pass(self):
-        if not self._logits: raise InputError("the forward pass never reached the last feature map: pass features= with the name of the module whose output it is")
+        if not self._logits: raise not_reached(get_model(self.learn.model))
         return self._logits[0]
 
     def _count(self, *figures):
