@@ -161,7 +161,7 @@ class StoreDL(TfmdDL):
     def do_batch(self, b):
         self._forget(['_plan_for']) # a callback may change the transforms before the next batch
         planned = [isinstance(o, Planned) for o in b]
-        if not any(planned) and (not self._late() or not any(isinstance(o, Image.Image) for o in b[0])): return super().do_batch(b)
+        if not any(planned) and (not self._late() or not isinstance(b[0], tuple) or not any(isinstance(o, Image.Image) for o in b[0])): return super().do_batch(b)
         known = any(planned) and self._known[1]
         if all(planned): res = planned_batch(b),*known.labels_of([o.item for o in b])
         else: res = tuple(_column(col) for col in zip(*[known.as_item(o) if p else o for o,p in zip(b, planned)]))

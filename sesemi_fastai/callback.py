@@ -237,15 +237,21 @@ class SESEMI(TrainingColumns):
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"SESEMI turns one image, and the network takes {self.dls.n_inp} inputs: leave it out")
         made_for = get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
         before,self._data = self._data,(self.learn.dls,_transforms(self.dls.train))
-        if not (self._made_for and all(a is b for a,b in zip(self._made_for[:3], made_for)) and self._made_for[3] == made_for[3]):
-            stream = UnlabeledStream(self.learn.dls, self._source(), self.bs, self.num_workers, self.seed)
-            u = self._to_model(stream.peek()[:2])
-            with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
-            from_first_rank(branch.head)
-            self._stream,self._branch,self._head_params,self._made_for = stream,branch,HeadInOptimizer(branch.head.parameters()),made_for
-            if not self._pending: return
+        moved = before not in (None,self._data)
+        made = not (self._made_for and all(a is b for a,b in zip(self._made_for[:3], made_for)) and self._made_for[3] == made_for[3])
+        source = self._source() if made or moved or self._changing else None
+        if made: self._make(made_for, source)
+        if made and not self._pending: return
         if self._pending: self._go_on()
-        if self._changing or (before and before != self._data): self._stream.change(self.learn.dls, self._source(), self.bs, self.num_workers)
+        if moved or self._changing: self._stream.change(self.learn.dls, source, self.bs, self.num_workers)
+
+    def _make(self, made_for, source):
+        "A new stream, and a new branch"
+        stream = UnlabeledStream(self.learn.dls, source, self.bs, self.num_workers, self.seed)
+        u = self._to_model(stream.peek()[:2])
+        with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
+        from_first_rank(branch.head)
+        self._stream,self._branch,self._head_params,self._made_for = stream,branch,HeadInOptimizer(branch.head.parameters()),made_for
 
     # -- leaving off and going on
     def state_dict(self) -> dict: # Empty before the first step

@@ -8,13 +8,14 @@ __all__ = ['write_checkpoint', 'read_checkpoint', 'differences', 'checkpoint_fil
 
 # %% ../nbs/21_checkpoint.ipynb #84c6e730
 import re,sys,zipfile
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import (L,Optimizer,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,need_numbers,one_line
 from .distributed import gathered,plain_dl,states_for_here
-from .phase import StaysHome
+from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/21_checkpoint.ipynb #42863ca7
 _format = 'sesemi_fastai checkpoint 1'
@@ -26,7 +27,10 @@ def _safe(o):
     if isinstance(o, tuple): return tuple(_safe(v) for v in o)
     if isinstance(o, np.ndarray): return {'_array':torch.from_numpy(o.astype(np.int64) if o.dtype.kind == 'u' else o.copy()), '_dtype':str(o.dtype)}
     if torch.is_tensor(o): return o.detach().cpu().as_subclass(torch.Tensor)
-    return o.item() if isinstance(o, np.generic) else o
+    if isinstance(o, np.generic): return o.item()
+    if isinstance(o, Path): return str(o)
+    if not isinstance(o, (type(None),bool,int,float,str,bytes)): raise InputError(f"a checkpoint holds tensors, arrays, numbers and texts, not {o!r}, a {type(o).__name__}: leave it out")
+    return o
 
 def _unsafe(o):
     "What `_safe` has changed, as it was"
@@ -58,7 +62,7 @@ def read_checkpoint(
     if damaged: raise InputError(f"{fname} is damaged")
     if not isinstance(state, dict) or state.get('format') != _format: raise InputError(f"{fname} is no checkpoint of this package")
     there = state.get('config') or {}
-    if config is not None and there != config: raise InputError(f"{fname} belongs to a run with other settings: {differences(there, config)}")
+    if config is not None and str(there) != str(here := _safe(config)): raise InputError(f"{fname} belongs to a run with other settings: {differences(there, here)}")
     return _unsafe(state)
 
 def differences(
@@ -66,7 +70,7 @@ def differences(
     here:dict # Another
 ) -> str: # Such as lr 0.01 there, 0.1 here
     "In what the two are not the same"
-    return ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in {**there,**here} if there.get(k) != here.get(k))
+    return ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in {**there,**here} if str(there.get(k)) != str(here.get(k)))
 
 # %% ../nbs/21_checkpoint.ipynb #dce2f1b8
 def checkpoint_files(
@@ -99,10 +103,20 @@ def _stateful(learn): return _by_name(cb for cb in learn.cbs if hasattr(type(cb)
 def _trackers(learn): return _by_name(cb for cb in learn.cbs if isinstance(cb, TrackerCallback))
 _tracked,_recorded = ('best','wait'),('lrs','iters','losses','values')
 
+def _named(item):
+    "An item as text, wherever its folder is"
+    if isinstance(item, tuple): return str([_named(o) for o in item])
+    return '/'.join(Path(item).parts[-2:]) if isinstance(item, (str,Path)) else str(item)
+
 def _digest(ds):
-    "Of a dataset that is a table: some digits that tell its labels from others"
+    "Of a dataset of rows or files: some digits that tell them, their labels and their order from others"
     items = getattr(ds, 'items', None)
-    return f' [{int(pd.util.hash_pandas_object(items.astype(str), index=False).sum())%10**8}]' if isinstance(items, pd.DataFrame) else ''
+    if isinstance(items, pd.DataFrame): rows = items.astype(str).reset_index(drop=True)
+    elif isinstance(items, (list,L)) and len(items) and isinstance(items[0], (str,Path,tuple)): rows = pd.Series([_named(o) for o in items])
+    else: return ''
+    return f' [{int(pd.util.hash_pandas_object(rows).sum())%10**8}]'
+
+def _finite(model): return all(o.isfinite().all() for o in model.state_dict().values() if o.is_floating_point())
 
 def _name(f): return getattr(f, '__name__', type(f).__name__)
 
@@ -127,11 +141,13 @@ class Checkpoint(StaysHome):
         need_numbers(whole=True, every=every, keep=keep)
         if every < 1 or keep < 1: raise InputError("every and keep must be at least 1")
         self.folder,self.resume,self.every,self.keep,self.config = Path(folder),resume,every,keep,config
-        self.n_fit,self.start,self._state = 0,0,None
+        _safe(config) # something that cannot be kept is told before training
+        self.done,self.n_fit,self.start,self._state = 0,0,0,None
 
     # -- writing
     def after_epoch(self):
         if self.passive or ((self.epoch+1)%self.every and self.epoch+1 < self.n_epoch): return
+        if not _finite(get_model(self.learn.model)): return print(f"no checkpoint of epoch {self.epoch+1}: some weights are not finite", file=sys.stderr)
         own = gathered(self._own_state())
         if rank_distrib(): return
         write_checkpoint({**self._shared_state(), 'ranks':own}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
@@ -157,7 +173,7 @@ class Checkpoint(StaysHome):
     # -- going on
     def before_fit(self):
         if self.passive: return
-        self.n_fit += 1
+        self.n_fit = self.done+1 # a fit that was refused, or left by Ctrl-C, does not count
         if not rank_distrib():
             for half in self.folder.glob(f'.fit-{self.n_fit}-*'): half.unlink() # of a process that was killed while writing
         if self.n_fit == 1 and not self.resume and checkpoint_files(self.folder):
@@ -165,7 +181,7 @@ class Checkpoint(StaysHome):
         self._state = latest_checkpoint(self.folder, self.config, self.n_fit) if self.resume else None
         self.start,self._fit = self._state['epoch'] if self._state else 0,self._fit_of()
         if self._state: self._restore()
-        if self.start == self.n_epoch and not rank_distrib(): print(f"the fit in {self.folder} is done, nothing is trained: a new one needs a new folder", file=sys.stderr)
+        if self.start == self.n_epoch and not rank_distrib(): print(f"the fit in {self.folder} is done, nothing is trained: the next one goes on from there, and another run needs another folder", file=sys.stderr)
 
     def _fit_of(self):
         "By what another fit is known that has as many epochs"
@@ -206,9 +222,16 @@ class Checkpoint(StaysHome):
         del self.learn._with_events
         self.learn._with_events(f, event_type, *args)
 
-    def before_train(self):
-        "The last thing before the first batch: what other callbacks may have drawn from goes back to its place"
-        if self._state is None or self.passive: return
+    def before_epoch(self):
+        if not self.passive and self._state: around_next_phase(self.learn, self._at_its_place, ['train'])
+
+    @contextmanager
+    def _at_its_place(self):
+        "Training goes on with the random numbers of its epoch, before anybody draws for it"
+        self._restore_place()
+        yield
+
+    def _restore_place(self):
         own = self._state['ranks'][rank_distrib()]
         self._restore_waiting(own['waiting'])
         plain_dl(self.dls.train).rng.setstate(own['order'])
@@ -222,8 +245,9 @@ class Checkpoint(StaysHome):
 
     def after_fit(self):
         if self.passive: return
-        self._state = None
-        if getattr(self.learn.__dict__.get('_with_events'), '__self__', None) is self: del self.learn._with_events # every epoch was done
+        if self._state: self._restore_place() # every epoch was done: the next fit begins where this one has ended
+        self.done = self.n_fit
+        if getattr(self.learn.__dict__.get('_with_events'), '__self__', None) is self: del self.learn._with_events
 
 def _on(o, device):
     "Tensors with dimensions on `device`; counters stay where they are"

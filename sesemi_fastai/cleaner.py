@@ -19,6 +19,7 @@ def _decided(fname):
     try: df = pd.read_csv(fname, dtype=str, keep_default_na=False)
     except ValueError as e: raise InputError(f"{fname} is no table: {e}; choose another fname") from None
     if missing := {'path','action'}-set(df): raise InputError(f"{fname} holds no corrections: it has no column {sorted(missing)[0]!r}; choose another fname")
+    df['action'] = df.action.str.strip().str.lower().replace('', 'keep') # as training reads it
     return df.reindex(columns=[*_columns, *(o for o in df if o not in _columns)], fill_value='')
 
 def _menu_value(action, new_label): return {'drop':'<Delete>','relabel':new_label}.get(action, '<Keep>')
@@ -37,7 +38,7 @@ class LabelCleaner:
         if missing := [o for o in _columns[:4] if o not in df]: raise InputError(f"the list has no column {missing[0]!r}: it should come from a label report, of DataLoaders whose items are image files")
         need_numbers(whole=True, n=n, size=size)
         if n < 1: raise InputError(f"n={n}: show at least one image")
-        self.df,self.path,self.fname,self.n,self.page = df.reset_index(drop=True),Path(path),fname,n,0
+        self.df,self.path,self.fname,self.n,self.page,self._mine = df.reset_index(drop=True),Path(path),fname,n,0,set()
         self._read()
         self.classes = sorted({*df.label,*df.suggested})
         self._images,self._told,self._label = ImagesCleaner(self.classes, size, size, n),Label(),Label
@@ -81,6 +82,7 @@ class LabelCleaner:
 
     def _choose(self, o, value):
         if self.fname and Path(self.fname).is_file(): self._read() # somebody else may have written decisions meanwhile
+        self._mine.add(o.path)
         self.chosen[o.path] = ('keep','') if value == '<Keep>' else ('drop','') if value == '<Delete>' else ('relabel',value)
         if self.fname: self.save(self.fname)
         self._tell()
@@ -92,7 +94,7 @@ class LabelCleaner:
     def corrections(self) -> pd.DataFrame: # Columns `path`, `label`, `suggested`, `score`, `action`, `new_label`, and those that the user has added to the file
         "What has been decided so far, also about images that are not in the list"
         res = pd.DataFrame([(k,*v) for k,v in self.chosen.items()], columns=['path','action','new_label'])
-        judged = pd.concat([self.before, self.df])[list(_columns[:4])].drop_duplicates('path') # the label that an earlier decision was about stays
+        judged = pd.concat([self.before[(self.before.label != '') | ~self.before.path.isin(self._mine)], self.df])[list(_columns[:4])].drop_duplicates('path') # the label that an earlier decision was about stays
         notes = self.before.drop(columns=[*_columns[1:]]).drop_duplicates('path')
         res = res.merge(judged, on='path', how='left').merge(notes, on='path', how='left')[[*_columns,*notes.columns[1:]]]
         return res.fillna({o:'' for o in notes.columns[1:]})

@@ -36,7 +36,7 @@ def _checked(fixes, table):
     fixes = fixes[fixes.action != 'keep']
     if len(bad := fixes.path[fixes.path.duplicated()]): raise InputError(f"{bad.iloc[0]} stands twice in the corrections")
     if len(bad := fixes.path[~fixes.path.isin(table.path)]): raise InputError(f"{bad.iloc[0]} of the corrections is not in the table of images")
-    if len(bad := fixes.path[fixes.path.isin(table.path[table.is_valid])]): raise InputError(f"{bad.iloc[0]} is a validation image: only labels of training images are corrected")
+    if len(bad := fixes.path[fixes.path.isin(table.path[table.is_valid.astype(bool)])]): raise InputError(f"{bad.iloc[0]} is a validation image: only labels of training images are corrected")
     _check_old(fixes, table)
     _check_new(fixes[fixes.action == 'relabel'], set(table.label))
     return fixes
@@ -44,9 +44,10 @@ def _checked(fixes, table):
 def _check_old(fixes, table):
     "Corrections of other labels than those of the table are not meant for it"
     if 'label' not in fixes: return
-    was = fixes.label.where(fixes.label != '')
-    now = fixes.path.map(table.drop_duplicates('path').set_index('path').label)
-    if len(bad := fixes[was.notna() & now.notna() & (was.map(class_name) != now.map(class_name))]): raise InputError(f"the corrections are of other labels: {bad.path.iloc[0]} is {bad.label.iloc[0]!r} there, and {now[bad.index[0]]!r} in the data")
+    now = table[table.path.isin(fixes.path) & table.label.notna()].groupby('path').label.agg(list) # an image may stand in the table several times
+    known = fixes[fixes.label.notna() & (fixes.label != '') & fixes.path.isin(now.index)]
+    for path,label in zip(known.path, known.label):
+        if class_name(label) not in map(class_name, now[path]): raise InputError(f"the corrections are of other labels: {path} is {label!r} there, and {now[path][0]!r} in the data")
 
 def _check_new(relabel, classes):
     if len(relabel) and 'new_label' not in relabel: raise InputError("the corrections have no column 'new_label', which relabel needs")
@@ -68,5 +69,5 @@ def corrected(
     fixes = _checked(fixes, table)
     new = fixes[fixes.action == 'relabel'].set_index('path').new_label if 'new_label' in fixes else pd.Series(dtype=object)
     new = new.map(lambda o: next(c for c in table.label.unique() if class_name(c) == class_name(o))) # a file has texts where a table may have numbers
-    table = table.assign(label=table.path.map(new).fillna(table.label) if len(new) else table.label)
+    if len(new): table = table.assign(label=pd.Series([new.get(p, l) for p,l in zip(table.path, table.label)], index=table.index, dtype=table.label.dtype))
     return table[~table.path.isin(fixes.path[fixes.action == 'drop'])].reset_index(drop=True)

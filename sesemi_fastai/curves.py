@@ -56,7 +56,7 @@ def _draw(ax, kinds, style, x_of, y_of):
 
 def _with_column(kinds, column):
     "The runs of each kind that have a column, and only the kinds that have such runs"
-    having = {k:[o for o in v if o['history'][0].get(column) is not None] for k,v in kinds.items()}
+    having = {k:[o for o in v if any(h.get(column) is not None for h in o['history'])] for k,v in kinds.items()}
     return {k:v for k,v in having.items() if v}
 
 _most_within = 6 # curves whose names leave room for them in a panel
@@ -80,7 +80,7 @@ def plot_curves(
     rows = len(panels)//2 if len(panels) > 3 else 1
     fig,axs = plt.subplots(rows, len(panels)//rows, figsize=((9.5,6.8) if rows > 1 else (4.4*len(panels),3.8)), layout='constrained', squeeze=False)
     for ax,(runs,x,along,key,label) in zip(axs.flat, panels):
-        _draw(ax, runs, style, along, lambda h: h[key])
+        _draw(ax, runs, style, along, lambda h: h.get(key))
         ax.set(xlabel=x, ylabel=label)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -86,6 +86,9 @@ class LazyImage(PILImage):
         return self._im
     @im.setter
     def im(self, im): self._im = im
+    def load(self):
+        self.im # which Pillow's own does not ask for
+        return super().load()
 
     def crop_pad(self, size, tl=None, orig_sz=None, pad_mode='zeros', resize_mode=BILINEAR, resize_to=None):
         (W,H),(w,h) = self._size,(size,size) if isinstance(size, int) else size

@@ -86,10 +86,10 @@ def _write_pixels(files, size, n_workers, fname):
 
 _files = 'pixels.u8','shapes.npy','store.json' # the last one makes the folder a store
 
-def _leftovers(folder): return list(folder.glob('.building-*'))
+def _is_ours(o): return o.name in (*_files,'.lock') or o.name.startswith('.building-')
 
 def _build(files, folder, size, n_workers, key):
-    for o in _leftovers(folder): shutil.rmtree(o, ignore_errors=True) # of a builder that was killed
+    for o in folder.glob('.building-*'): shutil.rmtree(o, ignore_errors=True) # of a builder that was killed
     _enough_disk(files, size, folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.building-') as tmp:
         tmp = Path(tmp)
@@ -101,7 +101,7 @@ def _has_store(folder, key):
     "Whether the store of `key` is in `folder`; `InputError` if another one is, or something else"
     try: info = json.loads((folder/'store.json').read_text())
     except FileNotFoundError:
-        if folder.exists() and any(o.name not in (*_files,'.lock') for o in folder.iterdir() if o not in _leftovers(folder)):
+        if folder.exists() and not all(map(_is_ours, folder.iterdir())):
             raise InputError(f"{folder} is no store of decoded images, and not empty: choose another folder") from None
         return False
     except ValueError: info = None

@@ -115,6 +115,9 @@ def conditions(
             + (f" {again} with the settings and seed of another {'is' if again == 1 else 'are'} not counted." if again else ''))
 
 # %% ../nbs/43_table.ipynb #f5ca559b
+def _same(a, b): return a == b or pd.isna(a) and pd.isna(b)
+def _shared(df): return [k for k in df if k not in (*_figures,*_of_method,'seed','digest')] # settings that runs to be compared have in common
+
 def paired_difference(
     records, # Finished records
     noise:int, # Percentage of wrong labels
@@ -123,26 +126,25 @@ def paired_difference(
 ) -> pd.Series: # Accuracy of `a` minus `b` at the final epoch, in points, by seed
     "Seed by seed, by how many points `a` ends above `b`"
     df = records_frame(records)
-    def side(o):
-        rows = distinct(df[(df.noise == noise) & (df.method == o[0]) & (df.epochs == o[1])]).set_index('seed').final.sort_index()
-        if rows.index.has_duplicates: raise InputError(f"{o} at {noise}% noise is said of runs with different settings: leave only those to be compared")
-        return rows
-    res = (side(a)-side(b)).dropna()
+    rows = {o:distinct(df[(df.noise == noise) & (df.method == o[0]) & (df.epochs == o[1])]) for o in (a,b)}
+    for o,runs in rows.items():
+        if runs.seed.duplicated().any(): raise InputError(f"{o} at {noise}% noise is said of runs with different settings: leave only those to be compared")
+    for k in _shared(df):
+        if all(map(len, rows.values())) and not _same(*(o[k].iloc[0] for o in rows.values())): raise InputError(f"{a} and {b} at {noise}% noise are runs with different settings, {k} {rows[a][k].iloc[0]} and {rows[b][k].iloc[0]}: leave only those to be compared")
+    first,second = (o.set_index('seed').final.sort_index() for o in rows.values())
+    res = (first-second).dropna()
     if res.empty: raise InputError(f"no seed has both {a} and {b} at {noise}% noise")
     return res
-
-def _same(a, b): return a == b or pd.isna(a) and pd.isna(b)
 
 def against_plain(
     records # Finished records
 ) -> list[dict]: # `kind`: options of the runs. `passes`, `area`: differences in points by seed, or None
     "What each kind of run gains over plain training, at equal labelled passes and at equal compute"
     df = distinct(records_frame(records))
-    shared = [k for k in df if k not in (*_figures,*_of_method,'seed','digest')]
     plain,res = df[df.method == 'plain'],[]
     for key,rows in _kinds(df[df.method != 'plain']):
         kind = {k:rows[k].iloc[0] for k in df if k not in _figures and k != 'seed'}
-        of = shared + ['digest']*pd.isna(kind['corrections']) # corrected labels are other data than those that they were made from
+        of = _shared(df) + ['digest']*pd.isna(kind['corrections']) # corrected labels are other data than those that they were made from
         alike = plain[[all(_same(o[k], kind[k]) for k in of) for _,o in plain.iterrows()]] if len(plain) else plain
         def gain(same):
             off = (alike[same]/rows[same].mean()-1).abs()

@@ -1,9 +1,10 @@
 "Plans made without an object per image, and the fast path staying on"
 import copy, pickle, random
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import NEAREST, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, TfmdDL, ToTensor, Transform, nn, fastuple, load_learner, set_seed
+from fastai.vision.all import NEAREST, Path, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, TfmdDL, TfmdLists, ToTensor, Transform, nn, fastuple, load_learner, set_seed
 from PIL import ImageFile
 from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoreDL, StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images
+from sesemi_fastai.batches import StoredImage
 from sesemi_fastai.plans import LazyImage, Planned, planner
 from test_resume import Crash
 from test_store import photos
@@ -306,6 +307,15 @@ def test_items_that_change_are_read_again(photos, tmp_path):
     before = two_passes(dl)
     dl.dataset.tls[1].tfms.add(Transform(lambda o: TensorCategory(1-o), order=9))
     assert two_passes(dl) == [[1-v for v in o] for o in before]
+
+def test_pixels_and_images_alone_as_on_the_plain_path(photos, tmp_path):
+    train = table_loaders(photos, tmp_path, []).train
+    lazy,files = train.do_item(0)[0],[Path(train.dataset.items.iloc[i].path) for i in range(4)]
+    assert isinstance(lazy, LazyImage) and lazy.load()[2,3] == lazy.getpixel((2,3))
+    store = lazy.store
+    alone = StoreDL(TfmdLists([photos/f for f in files], StoredImage(store)), bs=4, num_workers=0, after_item=[Resize(16), ToTensor()]).one_batch()
+    plain = TfmdDL(TfmdLists([photos/f for f in files], PILImage.create), bs=4, num_workers=0, after_item=[Resize(16), ToTensor()]).one_batch()
+    assert (alone.float()-plain.float()).abs().max() <= 2
 
 def test_items_may_be_asked_for_within_a_pass(photos, tmp_path):
     dl = table_loaders(photos, tmp_path, item_tfms('fastai', 32)).train

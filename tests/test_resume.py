@@ -3,11 +3,12 @@ import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner, xresnet18)
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, ImageDataLoaders, LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, Resize, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner, xresnet18)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
+from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.mini import make_mini, mini_dls
 from sesemi_fastai.robust import ELR, RobustLoss
 from sesemi_fastai.steps import StepsPerEpoch
@@ -96,7 +97,8 @@ def test_fewer_checkpoints(make_learn, tmp_path):
     assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['fit-1-epoch-0007.pth']
 
 @pytest.mark.cell('Resume', 'several fits with one Checkpoint, such as fine_tune: each goes on by itself')
-def test_several_fits(make_dls, tmp_path):
+@pytest.mark.parametrize('epoch', [0,1])
+def test_several_fits(make_dls, tmp_path, epoch):
     def new():
         torch.manual_seed(0)
         dls = make_dls()
@@ -107,7 +109,7 @@ def test_several_fits(make_dls, tmp_path):
     class InSecond(Callback):
         def before_fit(self): self.n = getattr(self, 'n', 0)+1
         def before_batch(self):
-            if self.training and self.n == 2 and self.epoch == 1 and self.iter == 2: raise KeyboardInterrupt
+            if self.training and self.n == 2 and self.epoch == epoch and self.iter == 2: raise KeyboardInterrupt
     def go(*cbs):
         learn = new()
         with Quiet(learn): learn.fine_tune(3, cbs=list(cbs))
@@ -118,6 +120,56 @@ def test_several_fits(make_dls, tmp_path):
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
     assert len(checkpoint_files(tmp_path/'c', 1)) == 1 and len(checkpoint_files(tmp_path/'c', 2)) == 2
     with pytest.raises(InputError, match='holds checkpoints of an earlier run'): go(Checkpoint(tmp_path/'c'))
+
+def test_a_fit_that_was_refused_or_left_does_not_count(make_learn, tmp_path):
+    def go(learn, n, *cbs):
+        with Quiet(learn): learn.fit(n, .01, cbs=list(cbs))
+    whole = make_learn(cbs=SESEMI())
+    go(whole, 4)
+    learn = make_learn(cbs=[SESEMI(), Checkpoint(tmp_path/'c', resume=True)])
+    with pytest.raises(KeyboardInterrupt): go(learn, 4, Crash())
+    with pytest.raises(InputError, match='of a fit of 4 epochs, this one has 3'): go(learn, 3)
+    go(learn, 4)
+    assert learn.checkpoint.start == 2 and {f.name[:5] for f in checkpoint_files(tmp_path/'c')} == {'fit-1'}
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), learn.model.state_dict().values()))
+    other = make_learn(cbs=Checkpoint(tmp_path/'c'))
+    for _ in range(2):
+        with pytest.raises(InputError, match='of an earlier run'): go(other, 4)
+
+def test_weights_that_are_not_finite_are_not_kept(make_learn, tmp_path, capsys):
+    class Spoil(Callback):
+        def after_train(self):
+            if self.epoch == 1: next(iter(self.learn.model.parameters())).data.fill_(float('nan'))
+    learn = make_learn(cbs=[Checkpoint(tmp_path/'c', keep=1), FiniteLoss()])
+    with pytest.raises(RunStopped, match='the last good checkpoint is .*fit-1-epoch-0001'), Quiet(learn): learn.fit(4, .01, cbs=Spoil())
+    assert 'no checkpoint of epoch 2: some weights are not finite' in capsys.readouterr().err
+
+def test_a_function_that_draws_images(make_learn, tmp_path):
+    drawn = []
+    def new():
+        files = make_learn().dls.train_ds.items
+        def draw(learn):
+            drawn.append(random.sample(range(len(files)), 8))
+            return [files[i] for i in drawn[-1]]
+        return make_learn(cbs=SESEMI(draw, bs=4))
+    def go(learn, *cbs):
+        with Quiet(learn): learn.fit(4, .01, cbs=list(cbs))
+        return learn
+    whole,images = go(new()),drawn.copy()
+    with pytest.raises(KeyboardInterrupt): go(new(), Checkpoint(tmp_path/'c'), Crash())
+    drawn.clear()
+    resumed = go(new(), Checkpoint(tmp_path/'c', resume=True))
+    assert drawn == images[2:]
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+
+def test_what_a_checkpoint_can_keep(make_learn, tmp_path):
+    def go(config, resume=False):
+        learn = make_learn(cbs=Checkpoint(tmp_path/'c', resume=resume, config=config))
+        with Quiet(learn): learn.fit(1, .01)
+    kept = dict(path=tmp_path, rate=np.float32(.1), rates=np.array([.1,.2]), none=float('nan'))
+    go(kept); go(kept, resume=True)
+    with pytest.raises(InputError, match='other settings: rate'): go({**kept, 'rate':np.float32(.2)}, resume=True)
+    with pytest.raises(InputError, match='slice.* leave it out'): go(dict(lr=slice(1, 2)))
 
 @pytest.mark.cell('Resume', 'a damaged or truncated checkpoint is refused, and the one before it is used')
 def test_damaged_checkpoint_gives_way_to_the_one_before(make_learn, tmp_path, capsys):
@@ -339,3 +391,15 @@ def test_other_labels_are_another_fit(mini, tmp_path):
         with Quiet(learn): learn.fit(1, .01)
     go(50); go(50)
     with pytest.raises(InputError, match='another fit: train 120 images'): go(5)
+
+@pytest.mark.parametrize('rows', [True,False])
+def test_another_order_is_another_fit(mini, tmp_path, rows):
+    "What is remembered of images is kept by their place"
+    table = noisy_table(mini, 50)
+    def go(table):
+        if rows: dls = table_dls(table, mini, 32, bs=16, num_workers=0)
+        else: dls = ImageDataLoaders.from_lists(mini, [mini/o for o in table.path], list(table.label), valid_pct=.2, seed=0, item_tfms=Resize(32), bs=16, num_workers=0)
+        learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path, cbs=Checkpoint(tmp_path/'c', resume=True))
+        with Quiet(learn): learn.fit(1, .01)
+    go(table); go(table)
+    with pytest.raises(InputError, match='another fit: train'): go(table.sample(frac=1, random_state=0))
