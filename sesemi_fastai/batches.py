@@ -160,6 +160,7 @@ class StoreDL(TfmdDL):
 
     def do_batch(self, b):
         self._forget(['_plan_for']) # a callback may change the transforms before the next batch
+        if isinstance(b[0], Image.Image) and self._late(): return self.do_batch([(o,) for o in b])[0] # a dataset of images alone
         planned = [isinstance(o, Planned) for o in b]
         if not any(planned) and (not self._late() or not isinstance(b[0], tuple) or not any(isinstance(o, Image.Image) for o in b[0])): return super().do_batch(b)
         known = any(planned) and self._known[1]
