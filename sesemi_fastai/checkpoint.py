@@ -62,7 +62,7 @@ def read_checkpoint(
     if damaged: raise InputError(f"{fname} is damaged")
     if not isinstance(state, dict) or state.get('format') != _format: raise InputError(f"{fname} is no checkpoint of this package")
     there = state.get('config') or {}
-    if config is not None and str(there) != str(here := _safe(config)): raise InputError(f"{fname} belongs to a run with other settings: {differences(there, here)}")
+    if config is not None and (unlike := differences(there, _safe(config))): raise InputError(f"{fname} belongs to a run with other settings: {unlike}")
     return _unsafe(state)
 
 def differences(

@@ -9,6 +9,7 @@ __all__ = ['method_name', 'noise_name', 'records_frame', 'distinct', 'summary', 
 
 # %% ../nbs/43_table.ipynb #300fa8df
 from importlib.resources import files
+from itertools import product
 import pandas as pd
 from scipy import stats
 from .core import InputError
@@ -126,13 +127,14 @@ def paired_difference(
 ) -> pd.Series: # Accuracy of `a` minus `b` at the final epoch, in points, by seed
     "Seed by seed, by how many points `a` ends above `b`"
     df = records_frame(records)
-    rows = {o:distinct(df[(df.noise == noise) & (df.method == o[0]) & (df.epochs == o[1])]) for o in (a,b)}
-    for o,runs in rows.items():
-        if runs.seed.duplicated().any(): raise InputError(f"{o} at {noise}% noise is said of runs with different settings: leave only those to be compared")
-    for k in _shared(df):
-        if all(map(len, rows.values())) and not _same(*(o[k].iloc[0] for o in rows.values())): raise InputError(f"{a} and {b} at {noise}% noise are runs with different settings, {k} {rows[a][k].iloc[0]} and {rows[b][k].iloc[0]}: leave only those to be compared")
-    first,second = (o.set_index('seed').final.sort_index() for o in rows.values())
-    res = (first-second).dropna()
+    def side(o):
+        rows = distinct(df[(df.noise == noise) & (df.method == o[0]) & (df.epochs == o[1])])
+        if rows.seed.duplicated().any(): raise InputError(f"{o} at {noise}% noise is said of runs with different settings: leave only those to be compared")
+        return rows.set_index('seed').sort_index()
+    first,second = side(a),side(b)
+    for seed,k in product(first.index.intersection(second.index), _shared(df)):
+        if not _same(*(values := [o[k][seed] for o in (first,second)])): raise InputError(f"{a} and {b} at {noise}% noise are runs with different settings, {k} {values[0]} and {values[1]}: leave only those to be compared")
+    res = (first.final-second.final).dropna()
     if res.empty: raise InputError(f"no seed has both {a} and {b} at {noise}% noise")
     return res
 
