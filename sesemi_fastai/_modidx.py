@@ -533,7 +533,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.items._files': ('items.html#_files', 'sesemi_fastai/items.py'),
                                      'sesemi_fastai.items._idx_of': ('items.html#_idx_of', 'sesemi_fastai/items.py'),
                                      'sesemi_fastai.items._instead': ('items.html#_instead', 'sesemi_fastai/items.py'),
-                                     'sesemi_fastai.items._same_items': ('items.html#_same_items', 'sesemi_fastai/items.py'),
                                      'sesemi_fastai.items.class_name': ('items.html#class_name', 'sesemi_fastai/items.py'),
                                      'sesemi_fastai.items.class_names': ('items.html#class_names', 'sesemi_fastai/items.py'),
                                      'sesemi_fastai.items.indexed': ('items.html#indexed', 'sesemi_fastai/items.py'),

@@ -11,6 +11,7 @@ import numpy as np, pandas as pd, torch
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
+from fastcore.imports import equals
 from fastai.vision.all import Datasets,L,TensorCategory,Tensor,first,noop
 from fastai.callback.mixup import MixHandler
 from .core import InputError
@@ -84,11 +85,6 @@ def item_labels(
     at = getattr(ds, 'n_inp', 1)
     return np.array([int(o) for o in ds.tls[at]] if hasattr(ds, 'tls') else [int(ds[i][at]) for i in range(len(ds))])
 
-def _same_items(a, b):
-    if type(a) is not type(b): return False
-    try: return a.equals(b) if isinstance(a, pd.DataFrame) else list(a) == list(b)
-    except (ValueError,RuntimeError): return False # arrays, of which only their makers know when they are equal
-
 def same_images(
     before, # DataLoaders and network of a fit, or None
     now # Those of the next
@@ -96,7 +92,7 @@ def same_images(
     "Whether a fit goes on with the network and the training items of the one before, which may have another size by now"
     if before is None or before[1] is not now[1]: return False
     a,b = (o[0].train_ds for o in (before,now))
-    return a is b or all(isinstance(o, Datasets) for o in (a,b)) and _same_items(a.items, b.items) and class_names(before[0]) == class_names(now[0])
+    return a is b or all(isinstance(o, Datasets) for o in (a,b)) and equals(a.items, b.items) and class_names(before[0]) == class_names(now[0])
 
 def class_name(
     label # Of a table: a text or a number

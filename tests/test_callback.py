@@ -322,7 +322,7 @@ def test_new_data_of_another_size_in_a_later_fit(make_learn, make_dls):
 
 def test_transforms_changed_in_place(make_learn):
     learn = fit(make_learn(cbs=SESEMI()))
-    head,ahead = learn.sesemi.rot_head,[]
+    head = learn.sesemi.rot_head
     for dl in learn.dls.loaders:
         for t in dl.after_item.fs:
             if isinstance(t, RandomResizedCrop): t.size = (48,48)
