@@ -141,6 +141,7 @@ class Checkpoint(StaysHome):
         need_numbers(whole=True, every=every, keep=keep)
         if every < 1 or keep < 1: raise InputError("every and keep must be at least 1")
         self.folder,self.resume,self.every,self.keep,self.config = Path(folder),resume,every,keep,config
+        if not isinstance(config, (dict,type(None))): raise InputError(f"config={config!r}: give a dict that says what the run is")
         _safe(config) # something that cannot be kept is told before training
         self.done,self.n_fit,self.start,self._state = 0,0,0,None
 

@@ -14,7 +14,7 @@ import pandas as pd
 from inspect import signature
 from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
-                               L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
+                               L,URLs,imagenet_stats,is_iter,untar_data,show_image,plt,random,no_random,to_device)
 from .corrections import corrected
 from .core import InputError,image_files,need_numbers
 from .augment import item_tfms
@@ -327,7 +327,7 @@ def own_dls(
     **kwargs # For `table_dls`
 ) -> DataLoaders: # `dls.unlabeled` holds the files of `unlabeled`
     "Your own images, ready for a Learner"
-    if isinstance(unlabeled, pd.DataFrame): raise InputError("unlabeled= takes a folder or a list of files: of a table give the column with the files, with the folder before it")
+    if isinstance(unlabeled, pd.DataFrame) or not (isinstance(unlabeled, (type(None),str,Path)) or is_iter(unlabeled)): raise InputError("unlabeled= takes a folder or a list of files: of a table give the column with the files, with the folder before it")
     df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed)
     if isinstance(unlabeled, (str,Path)): unlabeled = _images_below(Path(unlabeled))
     return table_dls(df, path, size, unlabeled=map(Path, unlabeled or ()), **kwargs)

@@ -170,6 +170,7 @@ def test_what_a_checkpoint_can_keep(make_learn, tmp_path):
     go(kept); go(kept, resume=True)
     with pytest.raises(InputError, match='other settings: rate'): go({**kept, 'rate':np.float32(.2)}, resume=True)
     with pytest.raises(InputError, match='slice.* leave it out'): go(dict(lr=slice(1, 2)))
+    with pytest.raises(InputError, match='give a dict'): go('mine')
 
 @pytest.mark.cell('Resume', 'a damaged or truncated checkpoint is refused, and the one before it is used')
 def test_damaged_checkpoint_gives_way_to_the_one_before(make_learn, tmp_path, capsys):
