@@ -72,5 +72,6 @@ def idle_options(
     idle = {'turned'} if config['unlabeled'] != 'batch' else {'turns','unlabeled_bs'}
     if not rotates(config): idle |= {*_of_rotations}
     if config['unlabeled'] == 'none': idle |= {'weight','weight_end'}
+    elif not rotates(config): idle.add('unlabeled')
     if not config['warmup']: idle |= {'warmup_lr'}
     return [k for k,v in options.items() if k in idle and v is not None]
