@@ -16,6 +16,7 @@ from fastai.vision.all import Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
 from .core import InputError,need_numbers
 from .distributed import sum_over_ranks
+from .estimate import labels_by_class,share_by_class,share_of_wrong_labels,transition
 from .items import ItemIndex,same_images
 from .phase import around_next_phase
 
@@ -170,45 +171,48 @@ def _way(passes, between): # 0 to 1
     return min(1, max(0, (passes-a)/(b-a)))
 
 class ForwardCorrection(TemporalTargets):
-    "Cross-entropy of the given labels, corrected for as many wrong ones as the training itself shows"
+    "Cross-entropy of the given labels, corrected for such wrong ones as the training itself shows"
     def __init__(self,
         beta:float=.7, # How slowly the targets follow the predictions
-        surest:float=.05, # Share of the images, those with the surest targets, from which the share of wrong labels is estimated
+        surest:float=.05, # Share of the images, those with the surest targets, from which wrong labels are estimated
         trust:float=.5, # Part of the estimate that is believed
         lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
         takeover:tuple=(4,12), # Passes over the images between which it does
-        doubt:tuple|None=(20,40) # Passes between which labels that the targets contradict lose their say, with `lam`; None for never
+        doubt:tuple|None=(20,40), # Passes between which labels that the targets contradict lose their say, with `lam`; None for never
+        by_class:float|None=.03 # Share of the surest images whose wrong labels follow their class, above which the correction does so, too; None for never
     ):
-        need_numbers(surest=surest, trust=trust)
+        need_numbers(surest=surest, trust=trust, **({} if by_class is None else dict(by_class=by_class)))
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
+        if by_class is not None and not 0 <= by_class <= 1: raise InputError(f"by_class={by_class}: give a share from 0 to 1, or None")
         for k,v in dict(takeover=takeover, **({} if doubt is None else dict(doubt=doubt))).items():
             if not isinstance(v, (tuple,list)) or len(v) != 2 or not all(isinstance(o, (int,float)) for o in v) or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
         if lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
         self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),doubt and tuple(doubt)
-        self.rate,self.taken,self.doubted = 0.,0.,0.
+        self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class,0.,0.,0.,None
 
     def begin(self,
         n:int, # Training images
         device, # Where the targets live
         done:float=0. # Share of the fit that is done
     ):
-        "Set the rate of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
+        "Set the rate or the matrix of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
         passes = round(self.passes)
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in (self.takeover,self.doubt))
-        self.rate = self.trust*(1-self.taken)*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1)) if passes and self.taken < 1 else 0.
+        trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
+        if not trust: return
+        self.rate,counts = trust*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1)),labels_by_class(*self._seen, self.surest)
+        if self.by_class is not None and share_by_class(counts) > self.by_class: self.matrix = trust*transition(counts) + (1-trust)*torch.eye(len(counts), device=counts.device)
+
+    @property
+    def _seen(self): return self.targets[:,:-1],self.targets[:,-1]
 
     @property
     def wrong_labels(self) -> float:
         "Estimated share of wrong labels: of the surest targets, those that are another class than the label; nan before any training"
-        if self.targets is None: return math.nan
-        t,of_label = self.targets[:,:-1],self.targets[:,-1]
-        top,seen = t.max(1)[0],of_label > 0
-        sure = (top/t.sum(1).clamp(min=1e-6)).where(seen, -1.)
-        n = seen.sum().item()
-        return (top > of_label)[sure.topk(min(n, max(50, int(self.surest*n))))[1]].float().mean().item()
+        return math.nan if self.targets is None else share_of_wrong_labels(*self._seen, self.surest)
 
     def per_image(self, pred, targ):
         ce = F.cross_entropy(pred, _plain(targ), reduction='none')
@@ -216,13 +220,15 @@ class ForwardCorrection(TemporalTargets):
         p = _bounded(pred, 1e-3/pred.shape[1])
         t = self._updated(idx, torch.cat([p, p.gather(1, _plain(targ)[:,None])], 1).detach())
         t,of_label = t[:,:-1],t[:,-1]
-        res = self._corrected(ce, pred.shape[1])
+        res = self._corrected(ce, pred.shape[1]) if self.matrix is None else self._corrected_by_class(pred, targ)
         if self.doubted: res = res*(1-self.doubted*(1-of_label/t.max(1)[0].clamp(min=1e-6)))
         return res + self.lam*self.taken*_away_from_target(p, t) if self.taken else res
 
     def _corrected(self, ce, classes):
         other = ce.new_full((), self.rate/max(1, classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
+
+    def _corrected_by_class(self, pred, targ): return -(pred.log_softmax(1) + self.matrix[:,_plain(targ)].T.log()).logsumexp(1)
 
 # %% ../nbs/11_robust.ipynb #776d44bf
 def _of_all_ranks(after, before):

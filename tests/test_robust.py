@@ -6,6 +6,7 @@ from fastai.vision.all import (ClassificationInterpretation, CancelFitException,
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
+from sesemi_fastai.estimate import labels_by_class, share_by_class, share_of_wrong_labels, transition
 from sesemi_fastai.corrections import accepted
 from sesemi_fastai.items import ItemIndex, indexed
 from sesemi_fastai.average import EMA
@@ -209,6 +210,61 @@ def test_corrected_cross_entropy_of_extreme_logits(classes):
             torch.testing.assert_close(got.double()[want < 80], want[want < 80], atol=3e-3 if scale > 1e3 else 1e-4, rtol=1e-4) # float32 cancels there
             got.sum().backward()
             assert got.isfinite().all() and pred.grad.isfinite().all()
+
+@pytest.mark.parametrize('classes', [2, 10])
+def test_cross_entropy_corrected_by_class_of_extreme_logits(classes):
+    "The formula in double precision, and a gradient that is finite, also where a label is never given"
+    torch.manual_seed(0)
+    given = torch.rand(classes, classes, dtype=torch.double)*(torch.rand(classes, classes) < .5)
+    T = .5*torch.eye(classes, dtype=torch.double) + .5*torch.nn.functional.normalize(given + 1e-9*torch.eye(classes), p=1, dim=1)
+    for scale in (0., 1., 30., 1e4):
+        loss,pred,y = ForwardCorrection(),(scale*torch.randn(64, classes)).requires_grad_(),torch.randint(classes, (64,))
+        loss.begin(64, 'cpu')
+        loss.matrix = T.float()
+        got = loss(pred, indexed(TensorCategory(y), range(64)), reduction='none')
+        want = -(pred.detach().double().softmax(1)*T[:,y].T).sum(1).log()
+        torch.testing.assert_close(got.double()[want < 80], want[want < 80], atol=3e-3 if scale > 1e3 else 1e-4, rtol=1e-4)
+        got.sum().backward()
+        assert got.isfinite().all() and pred.grad.isfinite().all()
+
+@pytest.mark.parametrize('n,k,seen', [(400,5,400), (400,5,250), (60,30,60), (7,3,0)])
+def test_labels_are_counted_class_by_class(n, k, seen):
+    "The same image by image"
+    rng = np.random.default_rng(n+seen)
+    p,y = rng.dirichlet([.3]*k, n)*rng.uniform(.3, 1, (n,1)),rng.integers(0, k, n)
+    p[rng.permutation(n)[seen:]] = 0
+    want = np.zeros((k,k))
+    for c in range(k):
+        of_class = sorted([i for i in range(n) if p[i].sum() and p[i].argmax() == c], key=lambda i: -p[i].max()/p[i].sum())
+        for i in of_class[:max(6, int(.2*len(of_class)))]: want[c,y[i]] += 1
+    got = labels_by_class(torch.tensor(p), torch.tensor(p[range(n),y]), .2, 6)
+    assert got.tolist() == want.tolist() and (want.sum() > 0) == (seen > 0)
+    assert 0 <= share_by_class(got) < 1 and torch.allclose(transition(got).sum(1), torch.ones(k))
+    if not seen: assert np.isnan(share_of_wrong_labels(torch.tensor(p), torch.tensor(p[range(n),y])))
+
+@pytest.mark.cell('Robust losses', 'wrong labels that follow the class: forward correction finds the matrix, and no matrix where they are drawn from all classes; resumed bit for bit')
+@pytest.mark.parametrize('after', [True, False])
+def test_wrong_labels_that_follow_the_class(after):
+    torch.manual_seed(0)
+    x = torch.randn(1500, 2)
+    true = ((x[:,1].atan2(x[:,0])/torch.pi+1)*2).long().clamp(max=3)
+    given = torch.where(torch.rand(1500) < .4, (true + (1 if after else torch.randint(1, 4, (1500,))))%4, true)
+    ds = [(x[i],TensorCategory(given[i])) for i in range(1500)]
+    def learner():
+        torch.manual_seed(0)
+        return Learner(DataLoaders(DataLoader(ds, bs=50, shuffle=True), DataLoader(ds, bs=500)), torch.nn.Sequential(torch.nn.Linear(2,128), torch.nn.ReLU(), torch.nn.Linear(128,4)), loss_func=CrossEntropyLossFlat(),
+            cbs=RobustLoss(ForwardCorrection()))
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit(6, 3e-3)
+    loss = learn.robust_loss.loss_func_of_training
+    if not after: assert loss.matrix is None and .2 < loss.wrong_labels < .6
+    else:
+        T = 2*loss.matrix - torch.eye(4) # half of it is believed
+        assert all(T[i].argsort(descending=True)[:2].tolist() == [i,(i+1)%4] and .2 < T[i,(i+1)%4] < .6 for i in range(4))
+    other = ForwardCorrection() # goes on from what a checkpoint holds
+    other.load_state_dict(copy.deepcopy(loss.state_dict()))
+    for o in (loss,other): o.begin(1500, 'cpu')
+    assert loss.rate == other.rate and (torch.equal(loss.matrix, other.matrix) if after else other.matrix is None)
 
 def test_regularisation_after_the_correction_is_that_of_elr(make_learn):
     learn = fit(make_learn(cbs=RobustLoss(ForwardCorrection(lam=3., takeover=(0,1e-6)))), 2)
@@ -563,12 +619,12 @@ def test_settings_that_make_no_sense():
         with pytest.raises(InputError): wrong()
 
 @pytest.mark.parametrize('value', ['0.7', None, [1], float('nan'), float('inf'), 10**400])
-@pytest.mark.parametrize('make,names', [(GCE,'q'), (SCE,'alpha beta log_zero'), (Bootstrap,'beta'), (ELR,'beta lam label_smoothing'), (ForwardCorrection,'beta surest trust lam'), (SmallLoss,'start threshold beta'), (FixMatch,'tau weight seed'), (EMA,'decay'),
+@pytest.mark.parametrize('make,names', [(GCE,'q'), (SCE,'alpha beta log_zero'), (Bootstrap,'beta'), (ELR,'beta lam label_smoothing'), (ForwardCorrection,'beta surest trust lam by_class'), (SmallLoss,'start threshold beta'), (FixMatch,'tau weight seed'), (EMA,'decay'),
     (SESEMI,'weight rampup seed every rot_only turned bs size num_workers'), (lambda **kw: Checkpoint('there', **kw),'every keep'), (lambda **kw: accepted(pd.DataFrame(dict(path=['a'], suggested=['b'], score=[1.])), **kw),'threshold top')])
 def test_settings_that_are_no_numbers(make, names, value):
     "One line that names the setting; None is a value of its own where the signature says so"
     for name in names.split():
-        if value is None and name in ('decay','bs','size','num_workers','top'): make(**{name:None})
+        if value is None and name in ('decay','bs','size','num_workers','top','by_class'): make(**{name:None})
         else:
             with pytest.raises(InputError, match=f'^{name}=.*: give a (whole )?number$'): make(**{name:value})
 
