@@ -935,6 +935,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection._corrected_by_class': ( 'robust.html#forwardcorrection._corrected_by_class',
                                                                                                       'sesemi_fastai/robust.py'),
+                                      'sesemi_fastai.robust.ForwardCorrection._counted_by_class': ( 'robust.html#forwardcorrection._counted_by_class',
+                                                                                                    'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection._seen': ( 'robust.html#forwardcorrection._seen',
                                                                                         'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection.begin': ( 'robust.html#forwardcorrection.begin',

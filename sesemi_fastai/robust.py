@@ -203,16 +203,22 @@ class ForwardCorrection(TemporalTargets):
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in (self.takeover,self.doubt))
         trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
         if not trust: return
-        self.rate,counts = trust*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1)),labels_by_class(*self._seen, self.surest)
-        if self.by_class is not None and share_by_class(counts) > self.by_class: self.matrix = trust*transition(counts) + (1-trust)*torch.eye(len(counts), device=counts.device)
+        if (counts := self._counted_by_class()) is None: self.rate = trust*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1))
+        else: self.matrix = trust*transition(counts) + (1-trust)*torch.eye(len(counts), device=counts.device)
 
     @property
     def _seen(self): return self.targets[:,:-1],self.targets[:,-1]
+    def _counted_by_class(self):
+        "The labels of the surest images class by class; None where they do not follow the class"
+        if self.by_class is None: return None
+        counts = labels_by_class(*self._seen, self.surest)
+        return counts if share_by_class(counts) > self.by_class else None
 
     @property
     def wrong_labels(self) -> float:
-        "Estimated share of wrong labels: of the surest targets, those that are another class than the label; nan before any training"
-        return math.nan if self.targets is None else share_of_wrong_labels(*self._seen, self.surest)
+        "Estimated share of wrong labels: of the surest targets, of each class where labels follow it, those that are another class than the label; nan before any training"
+        if self.targets is None: return math.nan
+        return share_of_wrong_labels(*self._seen, self.surest) if (counts := self._counted_by_class()) is None else 1-(counts.trace()/counts.sum()).item()
 
     def per_image(self, pred, targ):
         ce = F.cross_entropy(pred, _plain(targ), reduction='none')
