@@ -10,43 +10,44 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/10a_estimate.ipynb #0d779339
-def _sureness(targets, of_label): return (targets.max(1)[0]/targets.sum(1).clamp(min=1e-6)).where(of_label > 0, -1.)
+def _sureness(targets, seen): return (targets.max(1)[0]/targets.sum(1).clamp(min=1e-6)).where(seen, -1.)
 
 def share_of_wrong_labels(
     targets:Tensor, # What was predicted of each image, [N,K], float; of any positive scale
-    of_label:Tensor, # Its column of the given label, [N]; 0 for an image that was not seen
+    labels:Tensor, # Its given label, [N], int64; -1 for an image that was not seen
     surest:float=.05, # Share of the images that are counted, those with the surest targets
     least:int=50 # At least as many are, if there are
 ) -> float: # From 0 to 1; nan if no image was seen
     "Of the surest images, how many are another class than their label"
-    n = (of_label > 0).sum().item()
-    sure = _sureness(targets, of_label).topk(min(n, max(least, int(surest*n))))[1]
-    return (targets.max(1)[0] > of_label)[sure].float().mean().item()
+    n = (seen := labels >= 0).sum().item()
+    sure = _sureness(targets, seen).topk(min(n, max(least, int(surest*n))))[1]
+    targets,labels = targets[sure],labels[sure]
+    return (targets.max(1)[0] > targets.gather(1, labels[:,None])[:,0]).float().mean().item()
 
 # %% ../nbs/10a_estimate.ipynb #bab36f2a
 def labels_by_class(
     targets:Tensor, # What was predicted of each image, [N,K], float; of any positive scale
-    of_label:Tensor, # Its column of the given label, [N]; 0 for an image that was not seen
+    labels:Tensor, # Its given label, [N], int64; -1 for an image that was not seen
     surest:float=.05, # Share of the images of each predicted class that are counted, those with the surest targets
     least:int=20 # Of each class at least as many are, if there are
 ) -> Tensor: # Numbers of images, [K,K], float: a row for each predicted class, a column for each label
     "How often the surest images of each class have which label"
-    k,cls,label = targets.shape[1],targets.argmax(1),(targets-of_label[:,None]).abs().argmin(1)
-    order = _sureness(targets, of_label).argsort(descending=True, stable=True)[:(of_label > 0).sum()]
+    k,cls,seen = targets.shape[1],targets.argmax(1),labels >= 0
+    order = _sureness(targets, seen).argsort(descending=True, stable=True)[:seen.sum()]
     order = order[cls[order].argsort(stable=True)] # class by class, the surest first
     n = cls[order].bincount(minlength=k)
     place = torch.arange(len(order), device=n.device) - (n.cumsum(0)-n)[cls[order]]
     kept = order[place < (surest*n).long().clamp(min=least)[cls[order]]]
-    return (k*cls[kept]+label[kept]).bincount(minlength=k*k).reshape(k, k).float()
+    return (k*cls[kept]+labels[kept]).bincount(minlength=k*k).reshape(k, k).float()
 
 # %% ../nbs/10a_estimate.ipynb #cb146a5e
 def share_by_class(
     counts:Tensor # From `labels_by_class`, [K,K]
 ) -> float: # From 0, where wrong labels are spread over all classes alike, to below 1
     "Share of the images with a label that is commoner in its class than an even spread of all wrong ones makes likely"
-    off,n = counts - counts.diag().diag(),counts.sum()
-    mean = off.sum()/n.clamp(min=1) * counts.sum(1, keepdim=True)/max(1, len(counts)-1)
-    return ((off - mean - 2*mean.sqrt() - 1).clamp(min=0).sum()/n.clamp(min=1)).item()
+    off,n = counts - counts.diag().diag(),counts.sum().clamp(min=1)
+    mean = off.sum()/n * counts.sum(1, keepdim=True)/((counts.sum(0) > 0).sum()-1).clamp(min=1)
+    return ((off - mean - 2*mean.sqrt() - 1).clamp(min=0).sum()/n).item()
 
 def transition(
     counts:Tensor, # From `labels_by_class`, [K,K]

@@ -174,12 +174,12 @@ class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for such wrong ones as the training itself shows"
     def __init__(self,
         beta:float=.7, # How slowly the targets follow the predictions
-        surest:float=.05, # Share of the images, those with the surest targets, from which wrong labels are estimated
+        surest:float=.05, # Share of the images, or of those of each predicted class, from whose labels wrong ones are estimated: those with the surest targets; at least 50, or 20
         trust:float=.5, # Part of the estimate that is believed
         lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
         takeover:tuple=(4,12), # Passes over the images between which it does
         doubt:tuple|None=(20,40), # Passes between which labels that the targets contradict lose their say, with `lam`; None for never
-        by_class:float|None=.03 # Share of the surest images whose wrong labels follow their class, above which the correction does so, too; None for never
+        by_class:float|None=.05 # Share of the surest images with labels that stand out in their class, above which it is corrected by a matrix; None for never
     ):
         need_numbers(surest=surest, trust=trust, **({} if by_class is None else dict(by_class=by_class)))
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
@@ -190,7 +190,7 @@ class ForwardCorrection(TemporalTargets):
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
         self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),doubt and tuple(doubt)
-        self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class,0.,0.,0.,None
+        self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class if by_class is None else float(by_class),0.,0.,0.,None
 
     def begin(self,
         n:int, # Training images
@@ -202,39 +202,49 @@ class ForwardCorrection(TemporalTargets):
         passes = round(self.passes)
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in (self.takeover,self.doubt))
         trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
-        if not trust: return
-        if (counts := self._counted_by_class()) is None: self.rate = trust*min(self.wrong_labels, 1-1/(self.targets.shape[1]-1))
-        else: self.matrix = trust*transition(counts) + (1-trust)*torch.eye(len(counts), device=counts.device)
+        if not trust or math.isnan(share := self.wrong_labels): return
+        classes = self.targets.shape[1]-1
+        if self._stands_out: self.matrix = trust*self.label_matrix + (1-trust)*torch.eye(classes, device=device)
+        else: self.rate = trust*min(share, 1-1/classes)
 
     @property
-    def _seen(self): return self.targets[:,:-1],self.targets[:,-1]
-    def _counted_by_class(self):
-        "The labels of the surest images class by class; None where they do not follow the class"
-        if self.by_class is None: return None
-        counts = labels_by_class(*self._seen, self.surest)
-        return counts if share_by_class(counts) > self.by_class else None
+    def _seen(self):
+        "Targets and given labels, -1 for images that were not seen"
+        t = self.targets[:,:-1]
+        return t,(self.targets[:,-1].long()-1).where(t.sum(1) > 0, -1)
+    @property
+    def _stands_out(self):
+        "Whether labels say that wrong ones follow the class"
+        return self.by_class is not None and share_by_class(labels_by_class(*self._seen, self.surest)) > self.by_class
+
+    @property
+    def label_matrix(self) -> Tensor: # [K,K]; None before any training
+        "Estimated probability of each label (column) for each class (row), from the surest targets of each class"
+        return None if self.targets is None else transition(labels_by_class(*self._seen, self.surest))
 
     @property
     def wrong_labels(self) -> float:
-        "Estimated share of wrong labels: of the surest targets, of each class where labels follow it, those that are another class than the label; nan before any training"
+        "Estimated share of wrong labels: of the surest targets, those that are another class than the label, of each class for itself where labels follow it; nan before any training"
         if self.targets is None: return math.nan
-        return share_of_wrong_labels(*self._seen, self.surest) if (counts := self._counted_by_class()) is None else 1-(counts.trace()/counts.sum()).item()
+        targets,labels = self._seen
+        if not self._stands_out: return share_of_wrong_labels(targets, labels, self.surest)
+        images = targets[labels >= 0].argmax(1).bincount(minlength=targets.shape[1])
+        return (images*(1-self.label_matrix.diag())).sum().item()/images.sum().item()
 
     def per_image(self, pred, targ):
-        ce = F.cross_entropy(pred, _plain(targ), reduction='none')
+        y = _plain(targ)
+        ce = F.cross_entropy(pred, y, reduction='none')
         if (idx := self._images(targ)) is None: return ce
         p = _bounded(pred, 1e-3/pred.shape[1])
-        t = self._updated(idx, torch.cat([p, p.gather(1, _plain(targ)[:,None])], 1).detach())
-        t,of_label = t[:,:-1],t[:,-1]
-        res = self._corrected(ce, pred.shape[1]) if self.matrix is None else self._corrected_by_class(pred, targ)
-        if self.doubted: res = res*(1-self.doubted*(1-of_label/t.max(1)[0].clamp(min=1e-6)))
+        t = self._updated(idx, F.pad(p.detach(), (0,1)))[:,:-1]
+        self.targets[idx,-1] = y+1. # behind the targets, 0 for an image that was not seen
+        res = self._corrected(ce, pred.shape[1]) if self.matrix is None else -(pred.log_softmax(1) + self.matrix[:,y].T.log()).logsumexp(1)
+        if self.doubted: res = res*(1-self.doubted*(1-_of_label(t, y)/t.max(1)[0].clamp(min=1e-6)))
         return res + self.lam*self.taken*_away_from_target(p, t) if self.taken else res
 
     def _corrected(self, ce, classes):
         other = ce.new_full((), self.rate/max(1, classes-1))
         return ce - torch.logaddexp((1-self.rate-other).log(), other.log()+ce)
-
-    def _corrected_by_class(self, pred, targ): return -(pred.log_softmax(1) + self.matrix[:,_plain(targ)].T.log()).logsumexp(1)
 
 # %% ../nbs/11_robust.ipynb #776d44bf
 def _of_all_ranks(after, before):
