@@ -22,9 +22,10 @@ def suspects(
     given # Class number of the given label, [N]
 ) -> pd.DataFrame: # `suggested` (class number), `score` 0 to 1, in the order of `probs`
     "How suspicious each label is, and which class would fit better"
-    p,rows = np.asarray(probs, dtype=float),np.arange(len(probs))
-    q = p/p.mean(0).clip(1e-12)
-    q /= q.sum(1, keepdims=True)
+    p,given,rows = np.asarray(probs, dtype=float),np.asarray(given),np.arange(len(probs))
+    images = np.bincount(given, minlength=p.shape[1])
+    q = p/p.mean(0).clip(1e-12) if images.max(initial=0) <= 3*images.min(initial=1) else p
+    q = q/q.sum(1, keepdims=True)
     others = q.copy()
     others[rows,given] = -1
     return pd.DataFrame(dict(suggested=others.argmax(1), score=1-q[rows,given]))

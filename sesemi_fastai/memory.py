@@ -26,7 +26,9 @@ def true_labels(
     if len(true) != len(dls.train_ds): raise InputError(f"{len(true)} true labels for {len(dls.train_ds)} training images")
     numbers = {c:i for i,c in enumerate(class_names(dls))}
     if not numbers: raise InputError("true labels are class names, and the DataLoaders have none: they have no vocab")
-    return torch.tensor([-1 if unknown(o) else numbers.get(class_name(o), -2) for o in true])
+    names = [None if unknown(o) else class_name(o) for o in (true.tolist() if hasattr(true, 'tolist') else true)]
+    if (known := [o for o in names if o is not None]) and not numbers.keys() & {*known}: raise InputError(f"true label {known[0]!r} is no class name: the classes are {', '.join(list(numbers)[:5])}")
+    return torch.tensor([-1 if o is None else numbers.get(o, -2) for o in names])
 
 class Memorisation(ItemIndex, TrainingColumns):
     "Show how the training images are predicted: as their given labels, or as their true ones"

@@ -8,6 +8,7 @@ __all__ = ['strongly_augmented', 'FixMatch']
 # %% ../nbs/13_pseudo.ipynb #043b179e
 import torch, torch.nn.functional as F
 from contextlib import contextmanager
+from copy import deepcopy
 from torch import nn
 from torch import Tensor
 from torchvision.transforms import v2
@@ -36,11 +37,13 @@ def strongly_augmented(
 def _own_statistics(model):
     "BatchNorm of `model` normalises by the batch inside, and its running statistics stay"
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    was = [m.momentum for m in norms]
+    was = [(m.momentum,deepcopy(m.num_batches_tracked)) for m in norms]
     for m in norms: m.momentum = 0.
     try: yield model
     finally:
-        for m,o in zip(norms, was): m.momentum = o
+        for m,(momentum,n) in zip(norms, was):
+            m.momentum = momentum
+            if n is not None: m.num_batches_tracked.copy_(n)
 
 class FixMatch(StaysHome):
     "Train rejected images with the labels that the network is sure of"
@@ -59,18 +62,27 @@ class FixMatch(StaysHome):
         if self.passive: return
         chosen_labels(self.learn)
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"FixMatch augments one image, and the network takes {self.dls.n_inp} inputs: leave it out")
-        self.norm,self.n_images = first(o for o in getattr(self.dls.train.after_batch, 'fs', []) if isinstance(o, Normalize)),0
+        self.norm,self.n_images,self.seen_pixels = first(o for o in getattr(getattr(self.dls.train, 'after_batch', None), 'fs', []) if isinstance(o, Normalize)),0,False
 
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
         where,counts = self._sure()
         if not len(where): return
-        with self.random(), torch.autocast(self.x.device.type, enabled=False): x = strongly_augmented(self.xb[0][where], self.norm)
+        self._check_pixels()
+        with self.random():
+            with torch.autocast(self.x.device.type, enabled=False): x = strongly_augmented(self.xb[0][where], self.norm)
+            with _own_statistics(get_model(self.learn.model)) as model: pred = model(x).as_subclass(Tensor).float()
         self.n_images += len(x)
         pseudo = self.learn.pred.detach()[where].argmax(1).as_subclass(Tensor)
-        with _own_statistics(get_model(self.learn.model)) as model: pred = model(x).as_subclass(Tensor).float()
         loss = (F.cross_entropy(pred, pseudo, reduction='none')*counts).sum()/len(self.xb[0])
         self.learn.loss_grad = self.learn.loss_grad + self.weight*loss
+
+    def _check_pixels(self):
+        "Images that fastai's `Normalize` has not normalised have to be pixels from 0 to 1, looked at once"
+        if self.norm is not None or self.seen_pixels: return
+        low,high = torch.stack(self.xb[0].as_subclass(Tensor).float().aminmax()).tolist()
+        if low < -.01 or high > 1.01: raise InputError(f"FixMatch augments pixels from 0 to 1, and these reach from {low:.2g} to {high:.2g}: normalise with fastai's Normalize among batch_tfms, so that it can be undone")
+        self.seen_pixels = True
 
     def _sure(self):
         "The places in the batch of rejected images, if one of them has a sure prediction, and how much each counts"

@@ -15,9 +15,16 @@ from .core import InputError,need_numbers
 from .robust import TrainingLoss
 
 # %% ../nbs/12_selection.ipynb #e43f0438
+def _no_way_back(x, gmm):
+    "`x`, with what lies beyond the narrower component taken for the place where the posterior turns back"
+    (m,n),(v,w) = gmm.means_[:,0],gmm.covariances_[:,0,0]
+    if abs(v-w) <= 1e-9*max(v, w): return x
+    turn,low = (m*w-n*v)/(w-v),min((m,v), (n,w))
+    return x.clip(turn, None) if low[1] == min(v, w) else x.clip(None, turn)
+
 def probability_clean(
     losses:Tensor # Loss of each training image, [N]
-) -> Tensor: # [N], 0 to 1; all 1 where there are not two kinds
+) -> Tensor: # [N], 0 to 1; all 1 where all losses are alike
     "The probability that each label is right, from a mixture of two Gaussians over the losses"
     x = losses.detach().double().cpu()
     if x.isfinite().sum() < 2: return torch.ones_like(losses)
@@ -25,8 +32,7 @@ def probability_clean(
     if (span := x.max()-x.min()) <= 1e-6*x.abs().max(): return torch.ones_like(losses)
     x = ((x-x.min())/span).numpy()[:,None]
     gmm = GaussianMixture(2, reg_covar=5e-4, random_state=0).fit(x)
-    x = x.clip(gmm.means_.min(), gmm.means_.max())
-    return torch.tensor(gmm.predict_proba(x)[:,gmm.means_.argmin()], dtype=losses.dtype, device=losses.device)
+    return torch.tensor(gmm.predict_proba(_no_way_back(x, gmm))[:,gmm.means_.argmin()], dtype=losses.dtype, device=losses.device)
 
 # %% ../nbs/12_selection.ipynb #bcfff3d9
 class SmallLoss(TrainingLoss):

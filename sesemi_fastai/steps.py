@@ -20,10 +20,7 @@ class StepsPerEpoch(StaysHome):
     def __init__(self,
         n # Steps; or a function of the epoch's number, from 0, that gives them
     ):
-        if not callable(n):
-            need_numbers(whole=True, n=n)
-            if n < 1: raise InputError(f"n={n}: an epoch needs at least one step")
-        self.n = n
+        self.n = n if callable(n) else self._whole(n)
 
     def before_epoch(self):
         if not self.passive: around_next_phase(self.learn, self._in_phase, ['train'])
@@ -32,9 +29,10 @@ class StepsPerEpoch(StaysHome):
     def _in_phase(self):
         "The loader has another length inside"
         dl = plain_dl(self.learn.dl)
-        was,own = {k:vars(dl)[k] for k in ('n','get_idxs') if k in vars(dl)},dl.n
-        get,want = dl.get_idxs,self._steps()*dl.bs*max(1, num_distrib())
-        if own is None or own < dl.bs: raise InputError("epochs of a number of steps need an indexed training set that fills a batch")
+        own,bs = getattr(dl, 'n', None),getattr(dl, 'bs', None)
+        if not own or not bs or own < bs: raise InputError("epochs of a number of steps need a fastai DataLoader with an indexed training set that fills a batch")
+        was = {k:vars(dl)[k] for k in ('n','get_idxs') if k in vars(dl)}
+        get,want = dl.get_idxs,self._steps()*bs*max(1, num_distrib())
         def passes(dl):
             dl.n,idxs = own,[]
             while len(idxs) < want: idxs += list(get())[:own//dl.bs*dl.bs]
@@ -46,7 +44,12 @@ class StepsPerEpoch(StaysHome):
             del dl.get_idxs
             vars(dl).update(was)
 
-    def _steps(self): return self.n(self.epoch) if callable(self.n) else self.n
+    def _steps(self): return self._whole(self.n(self.epoch)) if callable(self.n) else self.n
+
+    def _whole(self, n):
+        need_numbers(whole=True, n=n)
+        if n < 1: raise InputError(f"n={n}: an epoch needs at least one step")
+        return n
 
 # %% ../nbs/19_steps.ipynb #3a92e507
 def even_steps(
@@ -58,10 +61,10 @@ def even_steps(
 
 # %% ../nbs/19_steps.ipynb #9737c1a6
 class MaxSteps(StaysHome):
-    "Validate and end the fit after `n` training steps"
+    "Validate and end the fit after `n` training batches"
     order,run_valid = 110,False
     def __init__(self,
-        n:int # Steps
+        n:int # Steps of one batch each; with `GradientAccumulation` batches
     ):
         need_numbers(whole=True, n=n)
         if n < 1: raise InputError(f"n={n}: give at least one step")

@@ -13,7 +13,7 @@ from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoade
                                get_random_states,set_random_states,no_random,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
-from .core import InputError,image_files,progress
+from .core import InputError,image_files,need_numbers,progress
 from .distributed import own_share,plain_dl,states_for_here
 from .rotation import rotate_batch
 
@@ -29,7 +29,7 @@ class OwnRandom:
     def __call__(self):
         "Use the own states inside, and go on from there the next time"
         outer = get_random_states()
-        set_random_states(**states_for_here(self.states))
+        set_random_states(**{**states_for_here(self.states), **{k:v for k,v in outer.items() if k in ('torch_deterministic','torch_benchmark')}}) # settings of the process, not states
         try: yield
         finally:
             self.states = get_random_states()
@@ -55,7 +55,9 @@ def _with_unlabeled(dls, items):
 def _upright(dls, items):
     "`items` without the files that a builder has found to be turned by their EXIF data"
     turned = getattr(dls, 'not_rotated', ())
-    return items[[str(Path(dls.path)/o) not in turned for o in items.path]] if turned else items
+    if not turned: return items
+    if isinstance(items, pd.DataFrame): return items[[str(Path(dls.path)/o) not in turned for o in items.path]]
+    return [o for o in items if not isinstance(o, (str,Path)) or str(Path(dls.path)/o) not in turned]
 
 def _from_folder(folder):
     folder = Path(folder)
@@ -89,6 +91,7 @@ def unlabeled_items(
     elif isinstance(source, (str,Path)): items = _from_folder(source)
     elif is_listy(source) or isinstance(source, (pd.Series,np.ndarray)): items = list(source)
     else: raise InputError(f"unlabeled= takes None, 'valid', a folder, a list of paths, a DataFrame or a DataLoader, not {type(source).__name__}")
+    items = _upright(dls, items)
     if not len(items): raise InputError("unlabeled= has no images: dls.unlabeled has some where own_dls or imagewang_dls were given them; None takes the training images")
     return items
 
@@ -140,8 +143,8 @@ class UnlabeledStream:
             self.dl = self._loader(dls, source, bs, num_workers)
 
     def _loader(self, dls, source, bs, num_workers):
-        if isinstance(source, DataLoader): return source.new()
-        return source if isinstance(source, TorchDataLoader) else unlabeled_dl(dls, source, bs, num_workers)
+        if type(source) in (DataLoader,TfmdDL,StoreDL): return source.new()
+        return source if isinstance(source, (DataLoader,TorchDataLoader)) else unlabeled_dl(dls, source, bs, num_workers) # `new` of other classes, such as `WeightedDL`, would lose what makes them so
 
     def _next(self):
         for _ in range(2):
@@ -211,8 +214,11 @@ def show_rotated_batch(
     figsize:tuple|None=None # Width and height in inches
 ):
     "Show `n` augmented unlabeled images, each in its four quarter turns"
+    need_numbers(whole=True, n=n)
+    if n < 1: raise InputError(f"n={n}: give at least one image")
     stream = UnlabeledStream(dls, source, bs=n, num_workers=0, seed=seed)
-    x,turns = rotate_batch(stream.batch())
-    ims = stream.dl.after_batch.decode((TensorImage(x),))[0].cpu()
+    x,turns = rotate_batch(stream.batch()[:n])
+    decode = getattr(getattr(stream.dl, 'after_batch', None), 'decode', None) or dls.train.after_batch.decode
+    ims = decode((TensorImage(x),))[0].cpu()
     _,axs = plt.subplots(n, 4, figsize=figsize or (8,2.1*n), squeeze=False)
     for im,k,ax in zip(ims, turns, axs.flat): show_image(im, ctx=ax, title=f'{90*k.item()}°')

@@ -4,12 +4,15 @@ from functools import partial
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
-from fastai.vision.all import (Adam, Callback, CancelFitException, CSVLogger, CutMix, GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam, RandomResizedCrop, TensorImage, Transform,
+from fastai.callback.data import WeightedDL
+from fastai.vision.all import (Adam, Callback, CancelFitException, CrossEntropyLossFlat, CSVLogger, CutMix, DataLoader, DataLoaders, GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam, RandomResizedCrop, TensorCategory, TensorImage, Transform,
                                Resize, SaveModelCallback, SGD, accuracy, get_image_files, load_learner, ranger, resnet18,
                                vision_learner)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI, HeadInOptimizer
 from sesemi_fastai.core import InputError
+from sesemi_fastai.steps import StepsPerEpoch
+from sesemi_fastai.stream import OwnRandom, UnlabeledStream
 from conftest import tiny_model
 
 class Quiet:
@@ -393,3 +396,27 @@ def test_cuda(make_learn, make_dls, precision, bn):
     learn = make_learn(dls=dls, model=tiny_model().cuda(), cbs=SESEMI(bn=bn))
     getattr(learn, precision)()
     assert np.isfinite(fit(learn, 2).recorder.values[-1]).all()
+
+def test_loaders_of_other_classes_give_what_they_gave():
+    "A loader with weights keeps them as source of unlabeled images"
+    ds = [(torch.full((3,8,8), i/16),TensorCategory(0)) for i in range(16)]
+    dls = DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4))
+    weighted = WeightedDL(ds, bs=4, wgts=[1.]*4+[0.]*12, shuffle=True)
+    stream = UnlabeledStream(dls, weighted)
+    assert {round(16*o) for _ in range(6) for o in stream.batch()[:,0,0,0].tolist()} <= {0,1,2,3}
+
+def test_own_random_states_leave_settings_of_the_process_alone():
+    own,was = OwnRandom(0),torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = not was
+    try:
+        with own(): assert torch.backends.cudnn.deterministic != was
+        assert torch.backends.cudnn.deterministic != was
+    finally: torch.backends.cudnn.deterministic = was
+
+@pytest.mark.parametrize('n,says', [(lambda epoch: 2.5,'whole number'), (lambda epoch: 0,'at least one step')])
+def test_steps_of_an_epoch_that_are_none(make_learn, n, says):
+    with pytest.raises(InputError, match=says): fit(make_learn(cbs=StepsPerEpoch(n)))
+
+def test_steps_per_epoch_of_a_loader_of_pytorch():
+    loader = torch.utils.data.DataLoader([(torch.rand(3,32,32),torch.tensor(i%3)) for i in range(16)], batch_size=8)
+    with pytest.raises(InputError, match='need a fastai DataLoader'): fit(Learner(DataLoaders(loader, loader), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=StepsPerEpoch(3)))

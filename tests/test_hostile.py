@@ -8,7 +8,7 @@ from sesemi_fastai.core import InputError
 from sesemi_fastai.data import leaves_folder, own_dls, own_table
 from sesemi_fastai.noise import add_label_noise
 from sesemi_fastai.scan import image_fault, scan_images
-from sesemi_fastai.stream import UnlabeledStream
+from sesemi_fastai.stream import UnlabeledStream, unlabeled_items
 from hostile import as_bytes, bad_tables, good_images, good_tables, make_folder, picture, rng, table, write_bad_images
 from test_cli import last, run, small
 
@@ -70,6 +70,17 @@ def test_turned_ones_are_not_rotated_from_python_either(tmp_path, source):
     labelled,rotated = ({os.path.basename(str(o)) for o in items} for items in (dls.table.path[[True]*len(dls.table) if source else ~dls.table.is_valid],UnlabeledStream(dls, source).dl.dataset.items.path))
     assert rotated == labelled - {'3.jpg'} and len(rotated) > 20
     assert '3.jpg' in set(dls.table.path.map(os.path.basename))
+
+def test_turned_ones_among_chosen_items_are_not_rotated(tmp_path):
+    "A table, a list of files or a folder: what the builder has found to be turned stays out"
+    path = spoiled(photos(tmp_path/'p'))
+    dls = own_dls(path, 32, bs=8, num_workers=0, bad_images='skip')
+    items = dls.train_ds.items
+    files = [Path(dls.path)/o for o in items.path]
+    assert '3.jpg' in {f.name for f in files} and dls.not_rotated
+    for source in (items, files, [str(o) for o in files]): assert {Path(getattr(o, 'path', o)).name for o in _each(unlabeled_items(dls, source))} == {f.name for f in files}-{'3.jpg'}
+
+def _each(items): return items.path.tolist() if hasattr(items, 'columns') else items
 
 own = ['--dataset','own','--epochs',1,*small]
 

@@ -2,11 +2,12 @@
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from sklearn.metrics import average_precision_score
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai.core import InputError
 from sesemi_fastai.corrections import corrected
 from sesemi_fastai.data import noisy_table, table_dls
-from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, read_labels, self_confidence
+from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, read_labels, self_confidence, suspects
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
 from sesemi_fastai.predictions import Predictions
@@ -279,3 +280,14 @@ def test_corrections_that_are_no_table(mini):
         with pytest.raises(InputError, match='give a CSV file, or a DataFrame'): mini_dls(50, 32, str(mini), bs=8, num_workers=0, corrections=wrong)
     numbers = pd.DataFrame(dict(path=['a'], action=[1]))
     with pytest.raises(InputError, match="action '1' of a is unknown"): corrected(pd.DataFrame(dict(path=['a'], label=['x'], is_valid=[False])), numbers)
+
+@pytest.mark.parametrize('rare', [.5, .05])
+def test_classes_of_few_images_are_not_suspected(rare):
+    "Labels that are wrong by chance come first, also where one class is rare"
+    rng = np.random.default_rng(0)
+    true = (rng.random(4000) < rare).astype(int)
+    given = np.where(rng.random(4000) < .1, 1-true, true)
+    p = rng.beta(6, 2, 4000)
+    probs = np.where((true == 1)[:,None], np.c_[1-p,p], np.c_[p,1-p])
+    df = suspects(probs, given)
+    assert average_precision_score(given != true, df.score) > .75 and (df.suggested == 1-given).all()

@@ -512,9 +512,38 @@ def test_fixmatch_leaves_the_labelled_images_alone(make_learn):
     "Its random numbers are its own: with a weight of nothing, training is what it is without it"
     def weights(*cbs):
         torch.manual_seed(0)
-        return [p.clone() for p in fit(make_learn(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*32*32, 3)), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs]), 2).model.parameters()]
+        return [p.clone() for p in fit(make_learn(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(.2), torch.nn.Linear(3*32*32, 3)), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs]), 2).model.parameters()]
     fix = FixMatch(tau=.3, weight=0.)
     assert all(torch.equal(a, b) for a,b in zip(weights(), weights(fix))) and fix.n_images > 0
+
+def _rejecting(n):
+    loss = SmallLoss(start=0.)
+    loss.losses = torch.where(torch.arange(n) < n//2, .1, 3.)
+    return RobustLoss(loss)
+
+@pytest.mark.parametrize('stretch', [1, 4])
+def test_fixmatch_wants_pixels(stretch):
+    "Images that are not normalised by fastai have to be 0 to 1"
+    ds = [(stretch*torch.rand(3,16,16),TensorCategory(i%2)) for i in range(16)]
+    dls = DataLoaders(DataLoader(ds, bs=16), DataLoader(ds, bs=16))
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3,2))
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=[_rejecting(16), FixMatch(tau=.3)])
+    if stretch == 1: fit(learn)
+    else:
+        with pytest.raises(InputError, match='pixels from 0 to 1.*normalise with fastai'): fit(learn)
+
+def test_fixmatch_on_loaders_of_pytorch():
+    loader = torch.utils.data.DataLoader([(torch.rand(3,32,32),torch.tensor(i%3)) for i in range(16)], batch_size=8)
+    learn = Learner(DataLoaders(loader, loader), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=robust_cbs('fixmatch'))
+    with pytest.raises(InputError): fit(learn)
+
+def test_true_labels_that_are_no_class_names(make_learn):
+    names = lambda learn: [f.parent.name for f in learn.dls.train_ds.items]
+    learn = make_learn()
+    for true in ([o.upper() for o in names(learn)], torch.zeros(48)):
+        with pytest.raises(InputError, match="true label '.*' is no class name: the classes are"): fit(make_learn(cbs=Memorisation(true)))
+    learn = make_learn(cbs=Memorisation(pd.Series(names(learn))))
+    assert fit(learn).memorisation.history[-1]['wrong_as_true'] is None
 
 def test_stop_before_memorising(make_learn):
     from fastai.vision.all import EarlyStoppingCallback
