@@ -8,7 +8,7 @@ __all__ = ['known_arch', 'with_dropout', 'make_model']
 # %% ../nbs/32_arch.ipynb #930e3f6f
 import torchvision
 from torch import nn
-from fastai.vision.all import MaxPool,ResBlock
+from fastai.vision.all import MaxPool,Mish,ResBlock
 from fastai.vision.models import xresnet
 from .core import InputError
 
@@ -24,7 +24,7 @@ def known_arch(
 ): # Function of the number of classes that makes the network
     "How a network is made; `InputError` if there is none of that name"
     if arch == 'xresnet10_half': return lambda n_out: xresnet.XResNet(ResBlock, 1, [1,1,1,1], n_out=n_out, widen=.5)
-    if arch == 'xse_resnext50_sa': return lambda n_out: xresnet.xse_resnext50(n_out=n_out, sa=True, pool=MaxPool)
+    if arch == 'xse_resnext50_sa': return lambda n_out: xresnet.xse_resnext50(n_out=n_out, act_cls=Mish, sa=True, pool=MaxPool)
     if arch in xresnet.__all__ and arch.startswith('x'): return lambda n_out: getattr(xresnet, arch)(n_out=n_out)
     if arch in torchvision.models.list_models(module=torchvision.models): return lambda n_out: torchvision.models.get_model(arch, num_classes=n_out)
     return _of_timm(arch)

@@ -7,7 +7,7 @@ __all__ = ['BareStep', 'PublishedLoop', 'Stopwatch', 'LearnerSteps', 'OwnCost', 
            'take_turns', 'speed_ratios', 'speed_table', 'import_seconds', 'speed_record']
 
 # %% ../nbs/41_bench.ipynb #d585888f
-import random,subprocess,sys,time
+import os,random,subprocess,sys,time
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch, torch.nn.functional as F
@@ -318,6 +318,6 @@ def speed_record(
     runners = contenders(df, path, **kwargs)
     times,imports = take_turns(runners, repeats, seconds),import_seconds(repeats)
     kwargs.pop('store', None)
-    return dict(kind='speed', settings=dict(arch='resnet18', size=64, bs=16, workers=0) | kwargs, best=best_mode(default_device()), data=Path(path).name,
+    return dict(kind='speed', settings=dict(arch='resnet18', size=64, bs=16, workers=0) | kwargs, best=best_mode(default_device()), data=Path(os.path.abspath(path)).name,
                 pixels=image_sizes([Path(path)/o for o in df.path]), seconds=times.round(6).to_dict('list'), import_seconds=[round(o, 3) for o in imports],
                 ratios={k:round(v.median(), 4) for k,v in speed_ratios(times).items()}, **device_info(), versions=versions(), commit=git_commit())

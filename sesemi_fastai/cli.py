@@ -42,7 +42,7 @@ from .experiment import train_run,resume_run
 from .setup import make_dls
 from .folder import is_done,options
 from .cluster import run_on_ray
-from .recipe import resolved
+from .recipe import config_of,resolved
 from .record import find_records,read_record,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
@@ -153,7 +153,7 @@ def sesemi_table(
     "Print the table of the finished runs in a folder"
     _draw_to_files()
     with _one_line_errors():
-        records = [o for o in read_records(out) if noise is None or o['config']['noise'] == noise]
+        records = [o for o in read_records(out) if noise is None or config_of(o)['noise'] == noise]
         if not records: raise InputError(f"no run in {out} has noise {noise}")
         print(result_table(records).to_string(index=False))
         print(conditions(records))
@@ -169,7 +169,7 @@ def _show_study(records):
 
 def _plot_study(records, out):
     for name,runs in by_noise(records).items():
-        level = 'own' if name == 'own labels' else f"noise{runs[0]['config']['noise']}"
+        level = 'own' if name == 'own labels' else f"noise{config_of(runs[0])['noise']}"
         print(save_figure(plot_curves(runs, name), out/f'curves-{level}.png'))
 
 @call_parse
@@ -318,7 +318,7 @@ def sesemi_report(
     "Write one self-contained HTML page about the finished runs in a folder"
     _draw_to_files()
     with _one_line_errors():
-        found = {k:o for k,o in find_records(out).items() if noise is None or o['config']['noise'] == noise}
+        found = {k:o for k,o in find_records(out).items() if noise is None or config_of(o)['noise'] == noise}
         if not found: raise InputError(f"no run in {out} has noise {noise}")
         records = list(found.values())
         pictures = run_pictures(records, found, path)

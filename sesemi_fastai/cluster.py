@@ -38,7 +38,7 @@ def _answers(address):
 
 def _with_full_paths(config):
     "Folders that are here, in full: a task of Ray's is at work elsewhere"
-    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store','corrections') if config.get(k) not in (None,'auto',*unlabeled_names) and Path(config[k]).exists()}}
+    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store','corrections') if config.get(k) not in (None,*dict(unlabeled=unlabeled_names, store=['auto']).get(k, ())) and Path(config[k]).exists()}}
 
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"
@@ -64,6 +64,7 @@ def run_on_ray(
     "Train on a Ray cluster those of `runs` that have no finished record in `out`"
     ray,out = _ray(),Path(out).resolve()
     missing = {k:_with_full_paths(v) for k,v in runs.items() if not is_done(out/k, v)}
+    if others := [k for k in missing if read_record(out/k).get('status') == 'done']: raise InputError(f"{out/others[0]} holds a finished run with other settings: choose another folder for this study, or remove it")
     if not missing: return
     started = _connect(ray, address, cpus, gpus)
     try:
@@ -74,13 +75,13 @@ def run_on_ray(
 
 def _collect(ray, waiting, n_runs, out):
     "Take records as they come, and say how far things are"
-    began,n,stopped = time.time(),len(waiting),{}
+    began,n,stopped = time.monotonic(),len(waiting),{}
     print(f'{n} of {n_runs} runs to train, on {len([o for o in ray.nodes() if o["Alive"]])} machines', flush=True)
     while waiting:
         for ref in ray.wait(list(waiting), timeout=60)[0]:
             name = waiting.pop(ref)
             if error := _take(ray, ref, out/name): stopped[name] = error
-            spent,done = time.time()-began,n-len(waiting)
+            spent,done = time.monotonic()-began,n-len(waiting)
             print(f"{done}/{n} {name}: {stopped.get(name, 'done')}, {format_time(spent)} so far, about {format_time(spent*(n-done)/done)} left", flush=True)
     if stopped: raise RunStopped(f"{len(stopped)} of {n} runs ended early, the first is {' '.join(next(iter(stopped.items())))}")
 
@@ -91,4 +92,5 @@ def _take(ray, ref, folder):
         if isinstance(e.cause, InputError): raise InputError(one_line(e.cause)) from None
         return one_line(e.cause)
     except ray.exceptions.RayError as e: return f'its machine died too often: {one_line(e)[:100]}'
+    if record.get('status') != 'done': return 'it has left no finished record'
     if read_record(folder).get('status') != 'done': write_text(folder/'record.json', json.dumps(record, indent=1)+'\n')

@@ -115,9 +115,9 @@ def shows_bars() -> bool:
     return IN_NOTEBOOK or sys.stdout.isatty()
 
 def _told(items, what, first):
-    began,n,next_line = time.time(),len(items),first
+    began,n,next_line = time.monotonic(),len(items),first
     for i,o in enumerate(items):
-        if i and (spent := time.time()-began) > next_line:
+        if i and (spent := time.monotonic()-began) > next_line:
             next_line = spent + min(60, spent)
             print(f"{what}: {i} of {n} done, about {format_time(spent*(n-i)/i)} left", file=sys.stderr, flush=True)
         yield o

@@ -19,7 +19,7 @@ def by_noise(
 ) -> dict: # Records by what is known of their labels, the most wrong ones first
     "The records of each noise level; those of own data are a level of their own"
     res = {}
-    for o in sorted(records, key=lambda o: -o['config']['noise']): res.setdefault(noise_name(config_of(o)), []).append(o)
+    for o in sorted(records, key=lambda o: -config_of(o)['noise']): res.setdefault(noise_name(config_of(o)), []).append(o)
     return res
 
 def _length(record):

@@ -165,8 +165,9 @@ def make_mini(
     seed:int=0 # Seed of pictures and noise
 ) -> Path: # `path`
     "Draw the data set into `path`, unless it is there already"
-    path,stamp = Path(path),f'drawn by sesemi_fastai.mini 1: {n_train} training and {n_valid} validation images, seed {seed}\n'
+    path,stamp = Path(path).resolve(),f'drawn by sesemi_fastai.mini 1: {n_train} training and {n_valid} validation images, seed {seed}\n'
     if is_mini(path) and (path/_stamp).read_text() == stamp: return path
+    if path.exists() and not path.is_dir(): raise InputError(f"{path} is a file: choose a folder")
     if path.exists() and not is_mini(path) and any(path.iterdir()): raise InputError(f"{path} is not empty and not a drawn data set: choose another folder")
     if extra := path.exists() and sorted(o.name for o in path.iterdir() if o.name not in ('train','val',_csv,_stamp)): raise InputError(f"{path} holds another drawn data set, and {extra[0]} besides, which would be lost: choose another folder")
     if seed < 0: raise InputError(f"seed={seed}: give a number from 0 on")

@@ -48,6 +48,7 @@ class FusedRAdam(Optimizer):
         params = list(params)
         like = RAdam(params, **kwargs)
         super().__init__(params, L(first)+like.cbs, **like.hypers[0])
+        for mine,its in zip(self.hypers, like.hypers): mine.update(its) # groups may differ
         self.first,self.decoupled = L(first),kwargs.get('decouple_wd', True)
 
     def step(self, closure=None):
@@ -147,6 +148,7 @@ def fit_poly(self:Learner,
     **kwargs
 ):
     "Fit with a learning rate that falls as (1-t)^power, step by step"
+    if isinstance(lr, (slice,list,tuple)): raise InputError(f"lr={lr}: fit_poly has one rate for all layers; give a number, or use fit_one_cycle or fit_flat_cos")
     need_numbers(warmup=warmup, warmup_lr=warmup_lr, power=power)
     if not 0 <= warmup < n_epoch: raise InputError(f"warmup={warmup}: the warm-up must be shorter than the {n_epoch} epochs of the fit")
     sched = ParamScheduler({'lr': sched_poly(lr or self.lr, power, warmup/n_epoch, warmup_lr)})

@@ -89,5 +89,5 @@ def write_report(
                      P('Percent at the final epoch, mean ± standard deviation over runs; the best epoch was chosen on the validation images. Differences are seed by seed, '
                        'in points, with Student\'s 95 % interval. Images through the network: labelled and rotated.', cls='note'),
                      P(conditions(records), cls='note'), *_published(records), H2('Curves and pictures'), *shown), lang='en')
-    write_text(fname, to_xml(page))
+    write_text(fname, to_xml(page).encode('utf-8', 'replace').decode()) # names of folders may be no UTF-8
     return Path(fname)

@@ -45,9 +45,13 @@ noisy_datasets = 'nette','woof','mini'
 unlabeled_names = 'none','train','all','batch','rejected' # what `unlabeled` means if it is no folder
 
 def _last_part(path):
-    "Of a path its last part, so that a record names no place on a machine; a folder is not taken for a name of `unlabeled_names`"
-    name = Path(os.path.abspath(path)).name # '.' has a name as well
-    return f'./{name}' if name in unlabeled_names and name != path else name
+    "Of a path its last part, so that a record names no place on a machine"
+    return Path(os.path.abspath(path)).name # '.' has a name as well
+
+def _told_unlabeled(source):
+    "The same of a folder that `unlabeled` names, which is not taken for one of `unlabeled_names`"
+    name = _last_part(source)
+    return f'./{name}' if name in unlabeled_names and name != source else name
 
 def _told_corrections(fname):
     "Name of a file of corrections and a digest of what it holds; a name with its digest stays"
@@ -67,7 +71,7 @@ def resolved(
     if config['precision'] == 'auto': config['precision'] = chosen_precision('auto', default_device())
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in noisy_datasets else 0
     if config['corrections']: config['corrections'] = _told_corrections(config['corrections'])
-    return {**config, **{k:_last_part(config[k]) for k in ('path','unlabeled','store') if config[k]}}
+    return {**config, 'unlabeled':_told_unlabeled(config['unlabeled']), **{k:_last_part(config[k]) for k in ('path','store') if config[k]}}
 
 def overrides(
     config:dict # Full configuration

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastprogress.fastprogress import format_time
 from PIL import Image
-from fastai.vision.all import num_distrib,rank_distrib
+from fastai.vision.all import default_device,num_distrib,rank_distrib
 import sesemi_fastai
 from .core import InputError,write_text
 from .phase import StaysHome
@@ -26,7 +26,7 @@ def _cpu_name():
 
 def device_info() -> dict: # Name, CPU cores, threads in use, processes of the run
     "The device that training uses"
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
+    name = torch.cuda.get_device_name() if torch.device(default_device()).type == 'cuda' else f'{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
     return dict(device=name, cores=os.cpu_count(), threads=torch.get_num_threads(), processes=max(1, num_distrib()))
 
 def _version(package):
@@ -71,29 +71,29 @@ class Record(StaysHome):
         self.record,self.fname,self.tell,self.more = record,fname,tell,more
 
     def before_fit(self):
-        self.labelled,self.train_seconds,self.began,self.history,self.share,self.opened = 0,0.,time.time(),[],1.,False
+        self.labelled,self.train_seconds,self.began,self.history,self.share,self.opened = 0,0.,time.monotonic(),[],1.,False
 
     def state_dict(self) -> dict:
         "What the record of a run that goes on needs"
-        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.time()-self.began, history=self.history, share=self.share, started=self.record['started'], resumed=self.record.get('resumed', 0))
+        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.monotonic()-self.began, history=self.history, share=self.share, started=self.record['started'], resumed=self.record.get('resumed', 0))
 
     def load_state_dict(self,
         state:dict # From `state_dict`
     ):
         "Go on counting from `state`"
-        self.labelled,self.train_seconds,self.began,self.history = state['labelled'],state['train_seconds'],time.time()-state['seconds'],list(state['history'])
+        self.labelled,self.train_seconds,self.began,self.history = state['labelled'],state['train_seconds'],time.monotonic()-state['seconds'],list(state['history'])
         self.share = state.get('share', 1.)
         self.record.update(started=state['started'], resumed=state['resumed']+1)
 
     def before_train(self):
         if self.tell and not self.opened: self.say_start()
-        self.train_began = self.told = time.time()
+        self.train_began = self.told = time.monotonic()
 
     def after_batch(self):
         if not self.training: return
         self.labelled += len(self.xb[0])
         self.share = self._area_share()
-        if self.tell and time.time()-self.told > 60: self.say_step()
+        if self.tell and time.monotonic()-self.told > 60: self.say_step()
 
     def _area_share(self):
         "The area of a rotated image, that of a labelled one being 1"
@@ -108,15 +108,15 @@ class Record(StaysHome):
 
     def say_step(self):
         "One line a minute in a long epoch"
-        self.told,done = time.time(),self.iter+1
+        self.told,done = time.monotonic(),self.iter+1
         left = (self.told-self.train_began)*(self.n_iter-done)/done
         if not rank_distrib(): print(f"epoch {self.epoch+1}/{self.n_epoch}: step {done} of {self.n_iter}, {format_time(left)} left in this epoch", flush=True)
 
-    def after_train(self): self.train_seconds += time.time()-self.train_began
+    def after_train(self): self.train_seconds += time.monotonic()-self.train_began
 
     def after_epoch(self):
         row = dict(zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]))
-        self.history.append({'epoch': self.epoch+1, **{k:_plain(v) for k,v in row.items()}, 'seconds': round(time.time()-self.began, 2)})
+        self.history.append({'epoch': self.epoch+1, **{k:_plain(v) for k,v in row.items()}, 'seconds': round(time.monotonic()-self.began, 2)})
         self.write('running')
         if self.tell and not rank_distrib(): self.say(self.history[-1])
 
@@ -136,7 +136,7 @@ class Record(StaysHome):
         labelled,strong = (max(1, num_distrib())*o for o in (self.labelled, self.learn.fix_match.n_images if hasattr(self.learn, 'fix_match') else 0))
         images,area,accs = labelled+strong+self.rotated,labelled+strong+self.share*self.rotated,[o['accuracy'] or 0. for o in self.history]
         self.record.update(status=status, accuracy=accs[-1] if accs else None, best_accuracy=max(accs, default=None),
-            labelled_passes=round(labelled/len(self.dls.train_ds), 3), images=images, images_by_area=round(area), seconds=round(time.time()-self.began, 2),
+            labelled_passes=round(labelled/len(self.dls.train_ds), 3), images=images, images_by_area=round(area), seconds=round(time.monotonic()-self.began, 2),
             images_per_second=round(images/self.train_seconds, 1) if self.train_seconds else None, history=self.history)
         self.save()
 

@@ -39,6 +39,11 @@ def _table(folder, n):
     i,valid = np.arange(n),np.arange(n) % 100 == 99
     return pd.DataFrame(dict(path=np.where(valid, files[-1], files[i % (len(files)-1)]), label=np.array(['a','b'])[np.where(valid, i//100, i) % 2], is_valid=valid))
 
+def _peak_memory(): # MB
+    "Of this process; Linux's `ru_maxrss` may be that of the process that started it"
+    try: return next(int(o.split()[1]) for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM'))/1024
+    except (OSError,StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+
 def cost_point(
     folder:str|Path, # With the files of `draw_files`
     arch:str='resnet18', # Network
@@ -61,7 +66,7 @@ def cost_point(
     step = np.median([steps.run(n)/n for _ in range(3)])
     feed = np.median([InputAlone(dls, UnlabeledStream(dls, bs=bs)).run(n)/n for _ in range(3)])
     gpu = dict(gpu_memory=torch.cuda.max_memory_allocated(dls.device)/2**20) if torch.device(dls.device).type == 'cuda' else {}
-    return dict(step=step/(8*bs), input=feed/(8*bs), **gpu, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, set_up=set_up)
+    return dict(step=step/(8*bs), input=feed/(8*bs), **gpu, memory=_peak_memory(), set_up=set_up)
 
 # %% ../nbs/42_scale.ipynb #daef68ce
 base = dict(size=64, bs=16, images=10_000, workers=0, processes=1)

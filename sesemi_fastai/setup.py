@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 import pandas as pd
 import torch
-from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,no_random,num_distrib,set_seed
+from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed
 from .core import InputError,choose,one_line
 from .arch import make_model
 from .callback import SESEMI
@@ -185,7 +185,7 @@ def _fits(model, config):
     except (RuntimeError,ValueError,AssertionError) as e: raise InputError(f"network {arch} cannot take images of {size} pixels: {one_line(e)[:120]}") from e
     if not torch.is_tensor(out): raise InputError(f"network {arch} gives more than class scores while it trains: choose another")
     model.load_state_dict(state)
-    if config['precision'] == 'bf16' and not torch.cuda.is_available() and meets_one_pixel(model, o := min(size, config['rot_size'] or size)):
+    if config['precision'] == 'bf16' and torch.device(default_device()).type == 'cpu' and meets_one_pixel(model, o := min(size, config['rot_size'] or size)):
         raise InputError(f"on a CPU PyTorch trains {arch} wrongly in bf16 with images of {o} pixels: choose --precision fp32, or larger images")
     return model
 

@@ -30,10 +30,10 @@ def run_cost(
 
 class _TimeLeft:
     "Time for what is left, from the time that runs took here"
-    def __init__(self): self.began,self.done = time.time(),0.
+    def __init__(self): self.began,self.done = time.monotonic(),0.
     def __call__(self, costs):
         if not self.done: return ''
-        spent = time.time()-self.began
+        spent = time.monotonic()-self.began
         return f', {format_time(spent)} so far, about {format_time(spent*sum(costs)/self.done)} left'
 
 def run_missing(
@@ -109,7 +109,9 @@ def _run_options(study, choice, fname):
     method = choice.get('method')
     if method is not None and not isinstance(method, str): raise InputError(f"{fname}: method={method!r}: give the NAME of a [method.NAME]")
     if method is not None and method not in study.get('method', {}): raise InputError(f"{fname}: there is no [method.{method}]")
-    config = {**study.get('all', {}), **study.get('method', {}).get(method, {}), **{k:v for k,v in choice.items() if k != 'method'}}
+    of_method,choice = study.get('method', {}).get(method, {}),{k:v for k,v in choice.items() if k != 'method'}
+    if twice := [k for k,v in choice.items() if of_method.get(k, v) != v]: raise InputError(f"{fname}: [method.{method}] has {twice[0]}={of_method[twice[0]]!r}, and a [[grid]] gives {choice[twice[0]]!r}: leave one out")
+    config = {**study.get('all', {}), **of_method, **choice}
     try:
         check_types(config, train_run)
         check_options(resolved(config))

@@ -184,5 +184,5 @@ def published_beside(
 ) -> pd.DataFrame: # As `published_results`; empty where nobody has published anything
     "What others have published for the data sets and noise levels of these runs"
     df,names = published_results(),dict(nette='imagenette', wang='imagewang')
-    here = {(names.get(o['config'].get('dataset')),o['config']['noise']) for o in records}
+    here = {(names.get(o['config'].get('dataset')),config_of(o)['noise']) for o in records}
     return df[[(d,n) in here for d,n in zip(df.dataset, df.pct_noise.fillna(0))]].reset_index(drop=True)

@@ -16,7 +16,7 @@ from .core import InputError,atomic_path
 def _write_safetensors(state, fname, metadata):
     try: from safetensors.torch import save_file
     except ImportError: raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'") from None
-    save_file(state, fname, metadata=metadata)
+    save_file({k:v.clone() for k,v in state.items()}, fname, metadata=metadata) # each with its own memory, also where weights are tied
 
 def export_weights(
     learn:Learner, # Trained Learner

@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np, pytest, torch, torchvision.transforms as T
 from PIL import Image
 from scipy.stats import ks_2samp
-from fastai.vision.all import Callback, CancelBatchException, Lookahead, PILImage, Pipeline, RandomResizedCrop
+from fastai.vision.all import Callback, CancelBatchException, Learner, Lookahead, PILImage, Pipeline, RandomResizedCrop, ranger
 from sesemi_fastai import experiment, setup
+from sesemi_fastai.arch import make_model
 from sesemi_fastai.augment import item_tfms
 from sesemi_fastai.mini import make_mini
-from sesemi_fastai.optim import optimizers, schedules
+from sesemi_fastai.core import InputError
+from sesemi_fastai.optim import optimizers, ranger_fused, ranger_gc, schedules
 from sesemi_fastai.recipe import recipes, resolved
 from test_data import needs_real, real
 
@@ -56,6 +58,8 @@ def test_the_baseline_of_the_leaderboard():
     config = resolved(dict(recipe='baseline-ranger'))
     want = dict(arch='xse_resnext50_sa', opt='ranger', lr=8e-3, sched='flat_cos', smoothing=.1, bs=64, size=128, unlabeled='none', epoch_unit='labelled')
     assert {k:config[k] for k in want} == want
+    kinds = {type(m).__name__ for m in make_model(config['arch'], 10).modules()}
+    assert {'Mish','SimpleSelfAttention'} <= kinds and 'ReLU' not in kinds
     learn = optimizers['ranger'].opt_func([torch.zeros(1, requires_grad=True)], lr=1)
     assert isinstance(learn, Lookahead)
     assert {k:learn.opt.hypers[0][k] for k in ('mom','sqr_mom','eps')} == dict(mom=.95, sqr_mom=.99, eps=1e-6) and optimizers['ranger'].wd == .01
@@ -185,3 +189,16 @@ def test_lengths_follow_the_unit_of_the_epochs(mini, monkeypatch):
     monkeypatch.setitem(exp.schedules, 'poly', poly)
     exp.train_run(dataset='mini', path=str(mini), noise=50, size=32, arch='xresnet10_half', bs=32, workers=0, sched='poly', epochs=36, epoch_unit='steps', rampup=18, rot_only=9, warmup=12, bar=False)
     assert seen == dict(n_epoch=4, rampup=2, rot_only=1, warmup=pytest.approx(4/3))
+
+def test_a_data_folder_with_the_name_of_an_option():
+    "`train` is a folder where data are meant, and the training images where unlabeled ones are"
+    for path in ('train','/somewhere/train'):
+        c = resolved(dict(path=path, store=path, unlabeled=path))
+        assert c['path'] == c['store'] == 'train' and c['unlabeled'] == ('train' if path == 'train' else './train')
+    assert resolved(resolved(dict(path='/somewhere/train', unlabeled='/somewhere/all'))) == resolved(dict(path='train', unlabeled='./all'))
+
+def test_rates_of_groups_and_of_all_layers():
+    "The fused optimizers keep a rate for each group, as fastai's do; the polynomial schedule has one and says so"
+    w = lambda: [[torch.zeros(2, requires_grad=True)] for _ in range(2)]
+    for f in (ranger, ranger_fused, ranger_gc): assert [h['lr'] for h in f(w(), lr=slice(1e-5, 1e-3)).hypers] == pytest.approx([1e-5, 1e-3])
+    with pytest.raises(InputError, match='one rate for all layers'): Learner.fit_poly(None, 2, slice(1e-5, 1e-3))

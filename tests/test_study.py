@@ -1,10 +1,13 @@
 "Many runs from one file: several processes, kills, and what is shown of them"
 import json, os, random, signal, subprocess, time
 from pathlib import Path
-import pandas as pd, pytest
+import pandas as pd, pytest, torch
+from fastai.vision.all import DataLoaders, Learner
+from sesemi_fastai.core import InputError
 from sesemi_fastai.mini import make_mini
 from sesemi_fastai.record import read_record, read_records
-from sesemi_fastai.study import read_study
+from sesemi_fastai.study import read_study, study_runs
+from sesemi_fastai.weights import export_weights
 from test_cli import BIN, run, small, typed
 
 @pytest.fixture(scope='module')
@@ -240,3 +243,15 @@ def test_a_link_keeps_its_name_on_other_machines(tmp_path, monkeypatch):
     config = dict(path='nette', unlabeled='train')
     there = _with_full_paths(config)
     assert there == dict(path=str(tmp_path/'nette'), unlabeled='train') and resolved(there)['path'] == resolved(config)['path'] == 'nette'
+
+def test_an_option_of_a_method_that_a_grid_changes():
+    study = dict(method=dict(m=dict(robust='gce', epochs=3)), grid=[dict(method='m', robust=['gce','elr'])])
+    with pytest.raises(InputError, match=r"\[method.m\] has robust='gce', and a \[\[grid\]\] gives 'elr': leave one out"): study_runs(study)
+    assert study_runs(dict(study, grid=[dict(method='m', robust='gce', seed=[0,1])]))
+
+def test_weights_that_are_tied(tmp_path):
+    pytest.importorskip('safetensors')
+    from safetensors.torch import load_file
+    layer = torch.nn.Linear(4, 4)
+    export_weights(Learner(DataLoaders([], []), torch.nn.Sequential(layer, layer), loss_func=torch.nn.MSELoss()), tmp_path/'w.safetensors')
+    assert {k:tuple(v.shape) for k,v in load_file(tmp_path/'w.safetensors').items()} == {'0.weight':(4,4), '0.bias':(4,), '1.weight':(4,4), '1.bias':(4,)}
