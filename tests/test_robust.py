@@ -250,14 +250,18 @@ def test_wrong_labels_that_follow_the_class(after):
     true = ((x[:,1].atan2(x[:,0])/torch.pi+1)*2).long().clamp(max=3)
     given = torch.where(torch.rand(1500) < .4, (true + (1 if after else torch.randint(1, 4, (1500,))))%4, true)
     ds = [(x[i],TensorCategory(given[i])) for i in range(1500)]
-    def learner():
+    def learner(**kwargs):
         set_seed(0)
         return Learner(DataLoaders(DataLoader(ds, bs=50, shuffle=True), DataLoader(ds, bs=500)), torch.nn.Sequential(torch.nn.Linear(2,128), torch.nn.ReLU(), torch.nn.Linear(128,4)), loss_func=CrossEntropyLossFlat(),
-            cbs=RobustLoss(ForwardCorrection(surest=.2)))
+            cbs=RobustLoss(ForwardCorrection(surest=.2, **kwargs)))
     learn = learner()
     with learn.no_bar(), learn.no_logging(): learn.fit(6, 3e-3)
     loss = learn.robust_loss.loss_func_of_training
-    if not after: assert loss.matrix is None and .2 < loss.wrong_labels < .6
+    if not after:
+        assert loss.matrix is None and .2 < loss.wrong_labels < .6
+        one_rate = learner(by_class=None)
+        with one_rate.no_bar(), one_rate.no_logging(): one_rate.fit(6, 3e-3)
+        assert all(torch.equal(p, q) for p,q in zip(learn.model.parameters(), one_rate.model.parameters()))
     else:
         T = 2*loss.matrix - torch.eye(4) # half of it is believed
         assert all(T[i].argsort(descending=True)[:2].tolist() == [i,(i+1)%4] and .2 < T[i,(i+1)%4] < .6 for i in range(4))
