@@ -188,6 +188,7 @@ def sesemi_study(
     _draw_to_files()
     with _one_line_errors(_again if what == 'run' else ''):
         runs,out = read_study(file),Path(out or Path(file).with_suffix(''))
+        if path and len({v.get('path') for v in runs.values()}) > 1: raise InputError(f"the runs of {file} have different data folders: leave out --path")
         if path: runs = {k:{**v, 'path':path} for k,v in runs.items()}
         if what == 'run' and all(is_done(out/k, v) for k,v in runs.items()): print(f'all {len(runs)} runs are finished: sesemi-study table {file} shows them')
         if what == 'run' and engine == 'local': run_missing(runs, out, bar=shows_bars() and not no_bar)

@@ -255,3 +255,8 @@ def test_weights_that_are_tied(tmp_path):
     layer = torch.nn.Linear(4, 4)
     export_weights(Learner(DataLoaders([], []), torch.nn.Sequential(layer, layer), loss_func=torch.nn.MSELoss()), tmp_path/'w.safetensors')
     assert {k:tuple(v.shape) for k,v in load_file(tmp_path/'w.safetensors').items()} == {'0.weight':(4,4), '0.bias':(4,), '1.weight':(4,4), '1.bias':(4,)}
+
+def test_a_path_for_runs_of_several_folders(tmp_path):
+    (tmp_path/'s.toml').write_text('[[grid]]\npath = ["a", "b"]\n')
+    res = run('sesemi-study', 'list', tmp_path/'s.toml', '--path', 'c')
+    assert res.returncode == 2 and 'different data folders: leave out --path' in res.stderr
