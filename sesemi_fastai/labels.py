@@ -24,7 +24,7 @@ def suspects(
     "How suspicious each label is, and which class would fit better"
     p,given,rows = np.asarray(probs, dtype=float),np.asarray(given),np.arange(len(probs))
     images = np.bincount(given, minlength=p.shape[1])
-    q = p/p.mean(0).clip(1e-12) if images.max(initial=0) <= 3*images.min(initial=1) else p
+    q = p/p.mean(0).clip(1e-12) if images.max() <= 3*images.min() else p
     q = q/q.sum(1, keepdims=True)
     others = q.copy()
     others[rows,given] = -1
