@@ -23,6 +23,7 @@ def true_labels(
     if true is None:
         true = item_names(dls.train_ds).get('true')
         if true is None: return None
+    if not hasattr(true, '__len__'): raise InputError(f"true={true!r}: give the class name of each training image")
     if len(true) != len(dls.train_ds): raise InputError(f"{len(true)} true labels for {len(dls.train_ds)} training images")
     numbers = {c:i for i,c in enumerate(class_names(dls))}
     if not numbers: raise InputError("true labels are class names, and the DataLoaders have none: they have no vocab")

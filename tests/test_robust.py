@@ -546,6 +546,7 @@ def test_true_labels_that_are_no_class_names(make_learn):
     learn = make_learn()
     for true in ([o.upper() for o in names(learn)], torch.zeros(48)):
         with pytest.raises(InputError, match="true label '.*' is no class name: the classes are"): fit(make_learn(cbs=Memorisation(true)))
+    with pytest.raises(InputError, match='give the class name of each'): fit(make_learn(cbs=Memorisation(5)))
     learn = make_learn(cbs=Memorisation(pd.Series(names(learn))))
     assert fit(learn).memorisation.history[-1]['wrong_as_true'] is None
 
