@@ -143,6 +143,11 @@ def _draw_to_files():
     import matplotlib
     matplotlib.use('Agg')
 
+def _with_differences(records):
+    "The table as text; columns of differences that nothing is in are left out"
+    df = result_table(records, against=True)
+    return df[[k for k in df if not k.startswith('against') or df[k].any()]].to_string(index=False)
+
 @call_parse
 def sesemi_table(
     out:str, # Folder with records, at any depth
@@ -155,7 +160,7 @@ def sesemi_table(
     with _one_line_errors():
         records = [o for o in read_records(out) if noise is None or config_of(o)['noise'] == noise]
         if not records: raise InputError(f"no run in {out} has noise {noise}")
-        print(result_table(records).to_string(index=False))
+        print(_with_differences(records))
         print(conditions(records))
         if report: write_report(records, report)
         if plot: save_figure(plot_curves(records), plot)

@@ -88,16 +88,16 @@ def other_settings(
 
 def result_table(
     records, # Finished records
-    against:bool=False # Also the differences from plain training, seed by seed
+    against:bool=False # Also the differences that `against_plain` finds, seed by seed
 ) -> pd.DataFrame: # Text, for people
     "The summary as it is shown: accuracy in percent at the final epoch, mean ± standard deviation"
     s = summary(records)
-    diffs = against_plain(records) if against else []
+    diffs,base = (against_plain(records),_compared_with(s)) if against else ([],None)
     def told(same): return [_interval(next((d[same] for d in diffs if all(_same(d['kind'][k], row[k]) for k in d['kind'])), None)) for _,row in s.iterrows()]
     return pd.DataFrame({'noise': ['–' if d == 'own' else f'{n}%' for d,n in zip(s.dataset, s.noise)], 'method': s.method, **other_settings(s), 'labelled passes': s.passes.map('{:.1f}'.format),
         'images through the network': s.images.map('{:,.0f}'.format), 'final epoch': [mean_std(a,b) for a,b in zip(s.final, s['std'])],
         'best epoch': s.best.map('{:.1f}'.format), 'runs': s.runs.astype(str),
-        **({'against plain, equal passes': told('passes'), 'against plain, equal compute': told('area')} if against else {})})
+        **({f'against {base}, equal passes': told('passes'), f'against {base}, equal compute': told('area')} if against else {})})
 
 def conditions(
     records # Finished records
@@ -117,6 +117,10 @@ def conditions(
 
 # %% ../nbs/43_table.ipynb #f5ca559b
 def _same(a, b): return a == b or pd.isna(a) and pd.isna(b)
+def _compared_with(df):
+    "Plain training; where there is none, the only method without rotations"
+    alone = df.method[~df.method.str.contains('SESEMI')].unique()
+    return alone[0] if len(alone) == 1 else 'plain'
 def _shared(df): return [k for k in df if k not in (*_figures,*_of_method,'seed','digest')] # settings that runs to be compared have in common
 
 def paired_difference(
@@ -141,10 +145,11 @@ def paired_difference(
 def against_plain(
     records # Finished records
 ) -> list[dict]: # `kind`: options of the runs. `passes`, `area`: differences in points by seed, or None
-    "What each kind of run gains over plain training, at equal labelled passes and at equal compute"
+    "What each kind of run gains over plain training, or over the only method without rotations, at equal labelled passes and at equal compute"
     df = distinct(records_frame(records))
-    plain,res = df[df.method == 'plain'],[]
-    for key,rows in _kinds(df[df.method != 'plain']):
+    base = df.method == _compared_with(df)
+    plain,res = df[base],[]
+    for key,rows in _kinds(df[~base]):
         kind = {k:rows[k].iloc[0] for k in df if k not in _figures and k != 'seed'}
         of = _shared(df) + ['digest']*pd.isna(kind['corrections']) # corrected labels are other data than those that they were made from
         alike = plain[[all(_same(o[k], kind[k]) for k in of) for _,o in plain.iterrows()]] if len(plain) else plain
