@@ -59,6 +59,13 @@ def _with_column(kinds, column):
     having = {k:[o for o in v if any(h.get(column) is not None for h in o['history'])] for k,v in kinds.items()}
     return {k:v for k,v in having.items() if v}
 
+def _area(record): return record.get('images_by_area', record['images'])
+
+def _at(record, count, i):
+    "A count at the end of an epoch; in older records, which have that of the whole run alone, all epochs are as long"
+    whole = _area(record) if count == 'images_by_area' else record[count]
+    return record['history'][i].get(count, (i+1)*whole/len(record['history']))
+
 _most_within = 6 # curves whose names leave room for them in a panel
 
 def plot_curves(
@@ -70,11 +77,11 @@ def plot_curves(
     kinds = _kinds(records)
     style = _style(kinds)
     turned,memorised = (_with_column(kinds, o) for o in ('rot_acc','wrong_as_given'))
-    dear = [o['images']/o['labelled_passes'] for o in records if o['labelled_passes']] or [1] # passes of a few steps are rounded to none
-    passes = lambda o,i: (i+1)*o['labelled_passes']/len(o['history'])
-    images = lambda o,i: (i+1)*o['images']/len(o['history'])/1000
+    dear = [_area(o)/o['labelled_passes'] for o in records if o['labelled_passes']] or [1] # passes of a few steps are rounded to none
+    passes = lambda o,i: _at(o, 'labelled_passes', i)
+    images = lambda o,i: _at(o, 'images_by_area', i)/1000
     panels = [(kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %')]
-    if max(dear) > 1.03*min(dear): panels.append((kinds, 'thousand images through the network', images, 'accuracy', 'validation accuracy, %'))
+    if max(dear) > 1.03*min(dear): panels.append((kinds, 'thousand images through the network' + ', shrunk ones by area'*any(_area(o) != o['images'] for o in records), images, 'accuracy', 'validation accuracy, %'))
     if turned: panels.append((turned, 'labelled passes', passes, 'rot_acc', 'rotation accuracy (training), %'))
     if memorised: panels.append((memorised, 'labelled passes', passes, 'wrong_as_given', 'wrong labels predicted in training, %'))
     rows = len(panels)//2 if len(panels) > 3 else 1

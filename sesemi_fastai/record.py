@@ -116,14 +116,14 @@ class Record(StaysHome):
 
     def after_epoch(self):
         row = dict(zip(self.recorder.metric_names[1:-1], self.recorder.log[1:-1]))
-        self.history.append({'epoch': self.epoch+1, **{k:_plain(v) for k,v in row.items()}, 'seconds': round(time.monotonic()-self.began, 2)})
+        self.history.append({'epoch': self.epoch+1, **{k:_plain(v) for k,v in row.items()}, **self._so_far(), 'seconds': round(time.monotonic()-self.began, 2)})
         self.write('running')
         if self.tell and not rank_distrib(): self.say(self.history[-1])
 
     def say(self, row):
         "One line on the epoch, with the time left"
         left = (self.n_epoch-row['epoch'])*row['seconds']/row['epoch']
-        figures = ', '.join(f'{k} {v:.4f}' for k,v in row.items() if k not in ('epoch','seconds') and v is not None)
+        figures = ', '.join(f'{k} {v:.4f}' for k,v in row.items() if k not in ('epoch','seconds',*self._so_far()) and v is not None)
         print(f"epoch {row['epoch']}/{self.n_epoch}: {figures}, {format_time(row['seconds'])}, {format_time(left)} left", flush=True)
 
     def after_fit(self): self.write('done' if len(self.history) == self.n_epoch or self._at_max_steps else 'stopped')
@@ -133,12 +133,15 @@ class Record(StaysHome):
 
     def write(self, status):
         "Bring the record up to date"
-        labelled,strong = (max(1, num_distrib())*o for o in (self.labelled, self.learn.fix_match.n_images if hasattr(self.learn, 'fix_match') else 0))
-        images,area,accs = labelled+strong+self.rotated,labelled+strong+self.share*self.rotated,[o['accuracy'] or 0. for o in self.history]
-        self.record.update(status=status, accuracy=accs[-1] if accs else None, best_accuracy=max(accs, default=None),
-            labelled_passes=round(labelled/len(self.dls.train_ds), 3), images=images, images_by_area=round(area), seconds=round(time.monotonic()-self.began, 2),
-            images_per_second=round(images/self.train_seconds, 1) if self.train_seconds else None, history=self.history)
+        accs,counts = [o['accuracy'] or 0. for o in self.history],self._so_far()
+        self.record.update(status=status, accuracy=accs[-1] if accs else None, best_accuracy=max(accs, default=None), **counts, seconds=round(time.monotonic()-self.began, 2),
+            images_per_second=round(counts['images']/self.train_seconds, 1) if self.train_seconds else None, history=self.history)
         self.save()
+
+    def _so_far(self):
+        "What went through the network"
+        labelled,strong = (max(1, num_distrib())*o for o in (self.labelled, self.learn.fix_match.n_images if hasattr(self.learn, 'fix_match') else 0))
+        return dict(labelled_passes=round(labelled/len(self.dls.train_ds), 3), images=labelled+strong+self.rotated, images_by_area=round(labelled+strong+self.share*self.rotated))
 
     def save(self, **kwargs):
         "Write the record as it stands, with `kwargs` changed; works after the fit as well"

@@ -38,7 +38,7 @@ def test_train_ends_with_its_record(mini, tmp_path):
     assert record == json.loads((tmp_path/'x/record.json').read_text())
     assert record['status'] == 'done' and record['method'] == 'SESEMI' and record['transductive'] is True
     assert record['images'] == 2*7*(16+16) and record['labelled_passes'] == pytest.approx(2*112/120, abs=1e-3)
-    assert [set(h) for h in record['history']] == [{'epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','rot_weight','as_given','wrong_as_true','wrong_as_given','changed','seconds'}]*2
+    assert [set(h) for h in record['history']] == [{'epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','rot_weight','as_given','wrong_as_true','wrong_as_given','changed','labelled_passes','images','images_by_area','seconds'}]*2
     assert record['accuracy'] == record['history'][-1]['accuracy'] and record['best_accuracy'] == max(h['accuracy'] for h in record['history'])
     for k in ('seconds','images_per_second','device','threads','started'): assert record[k]
     assert set(record['versions']) == {'python','torch','torchvision','fastai','fastcore','sesemi_fastai'} and all(record['versions'].values())
