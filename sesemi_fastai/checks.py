@@ -52,9 +52,9 @@ def check_options(
     for k,names in _choices.items():
         if config[k] not in names: raise InputError(f"{k} {config[k]!r} is unknown: choose {' or '.join([', '.join(names[:-1]),names[-1]])}")
     _check_together(config)
-    if config['warmup'] and config['sched'] != 'poly': raise InputError("warmup belongs to --sched poly: leave it out, or choose that schedule")
+    if config['warmup'] and config['sched'] != 'poly': raise InputError(f"warmup={config['warmup']:g} belongs to --sched poly: give 0, or choose that schedule")
     if config['store_size'] and not config['store']: raise InputError("store_size belongs to store: give that as well")
-    if config['smoothing'] and config['robust'] not in ('none','ema'): raise InputError("smoothing and robust are two losses: choose one")
+    if config['smoothing'] and config['robust'] not in ('none','ema'): raise InputError(f"smoothing={config['smoothing']:g} and robust {config['robust']} are two losses: give smoothing 0 or robust none")
     if config['unlabeled'] == 'rejected' and config['robust'] not in rejecting: raise InputError(f"unlabeled rejected needs a method that rejects labels: choose robust {' or '.join(rejecting)}")
     if rotates(config) and (config['rot_size'] or 0) > config['size']: raise InputError(f"rot_size={config['rot_size']}: rotated images are shrunk, to at most the size of {config['size']} pixels")
     if rotates(config) and config['rot_only'] >= config['epochs']: raise InputError(f"rot_only={config['rot_only']:g}: the rotations alone must be shorter than the {config['epochs']} epochs of the run")
