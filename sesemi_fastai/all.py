@@ -11,6 +11,7 @@ from .prefetch import Prefetch
 from .noise import *
 from .augment import GammaCorrection, item_tfms
 from .data import *
+from .own import *
 from .tree import write_noisy_tree
 from .mini import make_mini, mini_dls
 from .arch import make_model

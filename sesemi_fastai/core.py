@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'one_line', 'make_folder', 'place_of_file', 'atomic_path', 'write_text',
-           'image_files', 'choose', 'shows_bars', 'progress']
+           'image_files', 'note', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time
@@ -89,17 +89,26 @@ def write_text(
 def image_files(
     folder:str|Path # Folder
 ) -> list[Path]: # Sorted
-    "The image files below `folder` but for hidden ones; links to folders are followed, loops of them only once"
-    seen,found = set(),[]
+    "The image files below `folder` but for hidden ones; links to folders are followed, each folder is read once and under its own name if it lies there"
+    if not Path(folder).is_dir(): raise InputError(f"there is no folder {folder}")
+    seen,found,starts = set(),[],[os.fspath(folder)]
     def refused(e):
         if isinstance(e, PermissionError): raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
-    for top,folders,files in os.walk(folder, followlinks=True, onerror=refused):
-        st = os.stat(top)
-        if (st.st_dev,st.st_ino) in seen: folders[:] = []; continue
-        seen.add((st.st_dev,st.st_ino))
-        folders[:] = sorted(o for o in folders if not o.startswith('.'))
-        found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.')]
+    for start in starts: # which grows by the links, so that they come last
+        for top,folders,files in os.walk(start, onerror=refused):
+            st = os.stat(top)
+            if (st.st_dev,st.st_ino) in seen: folders[:] = []; continue
+            seen.add((st.st_dev,st.st_ino))
+            folders[:] = sorted(o for o in folders if not o.startswith('.'))
+            starts += [os.path.join(top, o) for o in folders if os.path.islink(os.path.join(top, o))]
+            found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.')]
     return sorted(found)
+
+def note(
+    text:str # One line
+):
+    "Tell the user something that training does not need to stop for; of several processes the first one does"
+    if not int(os.environ.get('RANK', 0)): print(f'note: {text}', file=sys.stderr, flush=True)
 
 def choose(
     options:dict, # What there is, by name

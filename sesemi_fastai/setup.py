@@ -16,12 +16,13 @@ from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,ac
 from .core import InputError,choose,one_line
 from .arch import make_model
 from .callback import SESEMI
-from .data import noise_levels,noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls,own_dls
+from .data import noise_levels,noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls
 from .labels import LabelReport
 from .memory import Memorisation
 from .methods import method_title,robust_cbs
 from .mini import is_mini,mini_dls
 from .optim import optimizers
+from .own import own_dls
 from .precision import meets_one_pixel
 from .predictions import Predictions
 from .prefetch import Prefetch

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from sesemi_fastai.core import InputError
-from sesemi_fastai.data import (imagewang_dls, imagewang_table, noisy_imagenette_dls, noisy_imagewoof_dls, noisy_table, own_dls,
-                                own_table, show_noisy_batch)
+from sesemi_fastai.data import (imagewang_dls, imagewang_table, noisy_imagenette_dls, noisy_imagewoof_dls, noisy_table,
+                                show_noisy_batch)
+from sesemi_fastai.own import own_dls, own_table
 from sesemi_fastai.mini import make_mini, objects
 from sesemi_fastai.noise import add_label_noise
 from sesemi_fastai.stream import unlabeled_dl, unlabeled_items
@@ -93,7 +94,7 @@ def test_own_images_in_every_form(small, table, tmp_path):
 
 def test_a_random_split_has_each_class_on_both_sides():
     df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(33)], label=['big']*30+['two']*2+['one']))
-    from sesemi_fastai.data import _own_split
+    from sesemi_fastai.own import _own_split
     for seed in range(20):
         valid = _own_split(df, .2, seed).query('is_valid').label.value_counts()
         assert valid.to_dict() == dict(big=6, two=1)

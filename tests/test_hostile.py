@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from sesemi_fastai.core import InputError
-from sesemi_fastai.data import leaves_folder, own_dls, own_table
+from sesemi_fastai.data import leaves_folder
+from sesemi_fastai.own import own_dls, own_table
 from sesemi_fastai.noise import add_label_noise
 from sesemi_fastai.scan import image_fault, scan_images
 from sesemi_fastai.stream import UnlabeledStream, unlabeled_items

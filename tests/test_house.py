@@ -9,10 +9,10 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], estimate=[], robust=['columns','core','distributed','estimate','items','phase'], selection=['callback','core','robust'],
                pseudo=['callback','core','phase','selection','stream'], average=['core','phase'], methods=['average','core','pseudo','robust','selection'], labels=['core','distributed','items','predictions'],
                memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], prefetch=['phase'], checkpoint=['core','distributed','phase'],
-               weights=['core'], noise=['core'], scan=['core'], augment=['core','plans'], corrections=['core','items'], cleaner=['core'], data=['augment','batches','core','corrections','scan','store'], tree=['core','data'], mini=['core','noise','data'],
+               weights=['core'], noise=['core'], scan=['core'], augment=['core','plans'], corrections=['core','items'], cleaner=['core'], data=['augment','batches','core','corrections','scan','store'], own=['core','data'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core'], recipe=['core','optim','precision'], record=['core','phase','recipe'], folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','items','phase'],
-               setup=['arch','callback','core','data','labels','memory','methods','mini','optim','precision','predictions','prefetch','recipe','scan','selection','steps','stream'],
+               setup=['arch','callback','core','data','labels','memory','methods','mini','optim','own','precision','predictions','prefetch','recipe','scan','selection','steps','stream'],
                checks=['arch','augment','core','methods','optim','precision','recipe','setup'],
                experiment=['checkpoint','checks','core','corrections','data','distributed','folder','labels','optim','recipe','record','scan','setup','weights'],
                study=['checks','core','experiment','folder','recipe','record','setup'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','prefetch','record','rotation','stream'],
@@ -29,6 +29,13 @@ def imports(fname):
 
 @pytest.mark.parametrize('name', allowed)
 def test_imports_run_one_way(name): assert set(imports(pkg/f'{name}.py')) <= set(allowed[name])
+
+def test_the_table_of_imports_is_the_one_that_is_guarded():
+    rows = re.findall(r'^\| `(\w+)` \| .* \| (.*) \|$', (root/'CONTRIBUTING.md').read_text(), re.M)
+    assert {k for k,_ in rows} == {*allowed}
+    for i,(name,told) in enumerate(rows):
+        above,may = {k for k,_ in rows[:i]},{*allowed[name]}
+        assert may <= above and (told == 'all above' or may == {*re.findall(r'`(\w+)`', told)}), name
 
 def test_every_module_has_its_place(): assert {o.stem for o in pkg.glob('*.py')} == {*allowed, 'all', '__init__', '_modidx'}
 

@@ -1,5 +1,5 @@
 "Labels, data, records and files that could be taken for others: they are told apart, or refused in one line"
-import copy, json, os, subprocess
+import copy, json, os, shutil, subprocess
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
@@ -7,7 +7,8 @@ import sesemi_fastai
 from sesemi_fastai import experiment, study
 from sesemi_fastai.core import InputError, image_files
 from sesemi_fastai.corrections import accepted, corrected
-from sesemi_fastai.data import leaves_folder, own_table
+from sesemi_fastai.data import leaves_folder
+from sesemi_fastai.own import own_table
 from sesemi_fastai.experiment import resume_run, train_run
 from sesemi_fastai.mini import make_mini
 from sesemi_fastai.noise import add_label_noise
@@ -99,11 +100,13 @@ def test_plain_training_of_the_nearest_length():
 def test_the_folder_where_one_is_has_a_name(tmp_path, monkeypatch):
     for split in ('a','b'):
         for i in range(4): picture(tmp_path/'here'/split/f'{i}.png')
-    picture(tmp_path/'here/0.png'), picture(tmp_path/'here/1.png')
     monkeypatch.chdir(tmp_path/'here')
     assert resolved(dict(path='.', store='.'))['path'] == resolved(dict(store='.'))['store'] == 'here'
-    assert set(own_table('.')[0].label) == {'a','b','here'}
+    assert set(own_table('.')[0].label) == {'a','b'}
     assert train_run(**{**small, 'dataset':'own', 'path':'.', 'bs':4})['data']['folder'] == 'here'
+    for o in 'ab': shutil.rmtree(o)
+    for i in range(2): picture(Path(f'{i}.png'))
+    with pytest.raises(InputError, match="one class only, 'here'"): own_table('.')
 
 def test_names_with_a_colon():
     assert leaves_folder(pd.Series(['ratio 3:4/0.jpg','C:\\x.jpg','c:/x.jpg'])).tolist() == [False,True,True]

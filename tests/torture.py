@@ -5,7 +5,7 @@ os.environ.setdefault('HYPOTHESIS_PROFILE', 'ci')
 warnings.filterwarnings('ignore')
 from hypothesis import given, settings
 from sesemi_fastai.core import InputError
-from sesemi_fastai.data import own_table
+from sesemi_fastai.own import own_table
 from sesemi_fastai.scan import image_fault
 import hostile, kill, test_hostile
 
