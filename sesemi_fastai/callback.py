@@ -16,7 +16,7 @@ from fastai.vision.all import DataLoader,GradientAccumulation,Lookahead,OptimWra
 from .core import InputError,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
-from .stream import UnlabeledStream,is_transductive
+from .stream import UnlabeledStream,is_transductive,sees_validation
 from .columns import TrainingColumns
 from .phase import around_next_phase
 from .distributed import from_first_rank,mean_gradients,mean_over_ranks
@@ -137,8 +137,8 @@ class SESEMI(TrainingColumns):
 
     @property
     def transductive(self) -> bool:
-        "Whether the validation images were asked for with `unlabeled='valid'`"
-        return is_transductive(self.unlabeled)
+        "Whether validation images are turned: asked for with `unlabeled='valid'`, or, once training has begun, among the files of the stream"
+        return is_transductive(self.unlabeled) or self._stream is not None and sees_validation(self.learn.dls, self._stream.items)
 
     @property
     def rot_head(self):

@@ -7,13 +7,13 @@ __all__ = ['write_checkpoint', 'read_checkpoint', 'differences', 'checkpoint_fil
            'FiniteLoss']
 
 # %% ../nbs/21_checkpoint.ipynb #84c6e730
-import re,sys,zipfile
+import os,re,sys,zipfile
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import (L,Optimizer,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
-from .core import InputError,RunStopped,atomic_path,need_numbers,one_line
+from .core import InputError,RunStopped,atomic_path,make_folder,need_numbers,one_line
 from .distributed import gathered,plain_dl,states_for_here
 from .phase import StaysHome,around_next_phase
 
@@ -143,15 +143,22 @@ class Checkpoint(StaysHome):
         self.folder,self.resume,self.every,self.keep,self.config = Path(folder),resume,every,keep,config
         if not isinstance(config, (dict,type(None))): raise InputError(f"config={config!r}: give a dict that says what the run is")
         _safe(config) # something that cannot be kept is told before training
-        self.done,self.n_fit,self.start,self._state = 0,0,0,None
+        self.done,self.n_fit,self.start,self._written,self._state = 0,0,0,0,None
 
     # -- writing
     def after_epoch(self):
-        if self.passive or ((self.epoch+1)%self.every and self.epoch+1 < self.n_epoch): return
+        if not self.passive and ((self.epoch+1)%self.every == 0 or self.epoch+1 == self.n_epoch): self._write()
+
+    def after_cancel_fit(self):
+        "A fit that another callback has ended behind an epoch, such as `EarlyStoppingCallback`, is kept as done"
+        if not self.passive and self._written <= self.epoch < len(self.recorder.values): self._write(ended=True)
+
+    def _write(self, ended=False):
+        self._written = self.epoch+1
         if not _finite(get_model(self.learn.model)): return print(f"no checkpoint of epoch {self.epoch+1}: some weights are not finite", file=sys.stderr)
         own = gathered(self._own_state())
         if rank_distrib(): return
-        write_checkpoint({**self._shared_state(), 'ranks':own}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
+        write_checkpoint({**self._shared_state(), 'ranks':own, 'ended':ended}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
         for old in checkpoint_files(self.folder, self.n_fit)[self.keep:]: old.unlink()
 
     def _shared_state(self):
@@ -180,9 +187,19 @@ class Checkpoint(StaysHome):
         if self.n_fit == 1 and not self.resume and checkpoint_files(self.folder):
             raise InputError(f"{self.folder} holds checkpoints of an earlier run: go on with resume=True, or choose another folder")
         self._state = latest_checkpoint(self.folder, self.config, self.n_fit) if self.resume else None
-        self.start,self._fit = self._state['epoch'] if self._state else 0,self._fit_of()
-        if self._state: self._restore()
+        self.start,self._fit = 0,self._fit_of()
+        if self._state:
+            self._restore()
+            self.start = self.n_epoch if self._state.get('ended') else self._state['epoch']
+        self._written = self.start
+        if not rank_distrib(): self._need_folder()
         if self.start == self.n_epoch and not rank_distrib(): print(f"the fit in {self.folder} is done, nothing is trained: the next one goes on from there, and another run needs another folder", file=sys.stderr)
+
+    def _need_folder(self):
+        "Told before the first epoch, not behind it"
+        try: make_folder(self.folder)
+        except OSError as e: raise InputError(f"{self.folder} cannot be made: {e.strerror}; choose another folder for the checkpoints") from None
+        if not os.access(self.folder, os.W_OK): raise InputError(f"{self.folder} cannot be written to: choose another folder for the checkpoints")
 
     def _fit_of(self):
         "By what another fit is known that has as many epochs"
@@ -217,6 +234,7 @@ class Checkpoint(StaysHome):
     def _pass_over(self, f, event_type, *args):
         "Stands in for `learn._with_events`: shows the epochs that are done, without an event, and is gone at the first that is not"
         if event_type == 'epoch' and self.epoch < self.start:
+            if self.epoch >= len(self.recorder.values): return # of a fit that ended early
             if bar := getattr(getattr(self.learn, 'progress', None), 'mbar', None): bar.update(self.epoch)
             self.learn.logger(L(self.epoch, *self.recorder.values[self.epoch], *(['--:--'] if self.recorder.add_time else [])))
             return

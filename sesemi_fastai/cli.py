@@ -234,7 +234,7 @@ def sesemi_bench(
     size:int=64, # speed: side of the images, pixels
     bs:int=16, # speed: unlabeled images in a step; four times as many labelled and rotated ones
     workers:int=0, # speed: loader processes where files are decoded
-    files:bool=True, # speed: the ways that decode files as well, which take long beside a fast GPU
+    files:bool=True, # speed: the ways that decode files as well, which take long beside a fast GPU; --no-files leaves them out
     repeats:int=5, # speed: rounds
     seconds:float=1.5, # That the steps of one contender in one round take, about
     store:str='auto', # speed: folder of the decoded images; auto for one beside fastai's data

@@ -8,7 +8,7 @@ __all__ = ['noise_levels', 'wordnet_names', 'read_table', 'need_columns', 'label
            'noisy_imagewoof_dls', 'imagewang_table', 'imagewang_dls', 'show_noisy_batch']
 
 # %% ../nbs/28_data.ipynb #56a8dee3
-import os
+import os,warnings
 import numpy as np
 import pandas as pd
 from inspect import signature
@@ -31,9 +31,12 @@ def read_table(
 ) -> pd.DataFrame:
     "A CSV file as a DataFrame; `InputError` if it is not one"
     if not Path(fname).is_file(): raise InputError(f"there is no table {fname}")
-    try: return pd.read_csv(fname, low_memory=False, index_col=False, keep_default_na=False, na_values=[''], compression=None, dtype=dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', pd.errors.ParserWarning)
+            return pd.read_csv(fname, low_memory=False, index_col=False, keep_default_na=False, na_values=[''], compression=None, dtype=dtype)
+    except pd.errors.ParserWarning: raise InputError(f"{fname} has lines with more columns than the first one: is there a comma in a name without quotes?") from None
     except (UnicodeDecodeError,pd.errors.ParserError,pd.errors.EmptyDataError) as e: raise InputError(f"{fname} is not a CSV file in UTF-8: {e}")
-
 
 def need_columns(
     df:pd.DataFrame, # Any table

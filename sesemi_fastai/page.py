@@ -56,13 +56,14 @@ def run_pictures(
     "Confusion matrix, worst predictions and suspicious training labels of the first run of each kind, where it has left them"
     records,folders = list(records),[Path(o) for o in folders]
     pictures,tables = {},{}
-    for (kind,seed),folder in zip(_run_names(records), folders):
-        if kind not in tables and (folder/'predictions.csv').is_file(): tables[kind] = read_predictions(folder/'predictions.csv'),folder,f'{kind}, seed {seed}'
-    for df,_,run in tables.values(): pictures[f'Which class was taken for which: {run}'] = plot_confusion(df)
+    for (kind,seed),folder,o in zip(_run_names(records), folders, records):
+        if kind not in tables and (folder/'predictions.csv').is_file(): tables[kind] = read_predictions(folder/'predictions.csv'),folder,f'{kind}, seed {seed}',o['data']['folder']
+    for df,_,run,_ in tables.values(): pictures[f'Which class was taken for which: {run}'] = plot_confusion(df)
     if not path or not tables: return pictures
     base = Path(path).parent if Path(path).is_file() else Path(path)
-    here = [o for o in tables.values() if _lies_below(o[0], base)] or list(tables.values()) # if none does, the first image that is missing is named
-    for df,folder,run in here: pictures.update(_images_of(df, folder, base, run))
+    there = [o for o in tables.values() if _lies_below(o[0], base)]
+    here = [o for o in there if o[3] == base.resolve().name] or there or list(tables.values()) # other data may have files of the same names; if nothing is there, the first image that is missing is named
+    for df,folder,run,_ in here: pictures.update(_images_of(df, folder, base, run))
     if left := len(tables)-len(here): warnings.warn(f"{left} of {len(tables)} kinds of runs are of other data than those in {base}: the page shows none of their images", stacklevel=2)
     return pictures
 

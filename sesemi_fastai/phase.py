@@ -87,4 +87,7 @@ class StaysHome(Callback):
     def __deepcopy__(self, memo):
         res = memo[id(self)] = copy(self)
         res.learn = deepcopy(self.learn, memo)
+        if 'of' in vars(self): # what it has learned of the images goes with the copied Learner
+            res.of = deepcopy(self.of, memo)
+            if hasattr(type(self), 'state_dict'): res.load_state_dict(deepcopy(self.state_dict(), memo))
         return res

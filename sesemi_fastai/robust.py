@@ -262,7 +262,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         loss # One of the losses above, or any function of logits and labels
     ):
         if not callable(loss) or isinstance(loss, Callback): raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
-        self.loss_func_of_training,self.of,self.own = loss() if isinstance(loss, type) else loss,None,None
+        self.loss_func_of_training,self.of,self.own,self.loaded = loss() if isinstance(loss, type) else loss,None,None,False
 
     def __call__(self, event_name, *labels):
         if labels: raise InputError("RobustLoss is a callback: give it as cbs= instead of loss_func=")
@@ -278,8 +278,8 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
-        if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
-        self.of = now
+        if not (self.loaded or same_images(self.of, now)) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None) # also what the loss remembers from another RobustLoss
+        self.of,self.loaded = now,False
         self.show_columns()
 
     def before_epoch(self):
@@ -352,7 +352,9 @@ class RobustLoss(ItemIndex, TrainingColumns):
         state:dict # From `state_dict`
     ):
         "Go on from `state`"
-        if state: self.loss_func_of_training.load_state_dict(state)
+        if state:
+            self.loss_func_of_training.load_state_dict(state)
+            self.loaded = True
     def __copy__(self): return type(self)(deepcopy(self.loss_func_of_training))
     def __deepcopy__(self, memo):
         res = super().__deepcopy__(memo)

@@ -70,8 +70,8 @@ bad_tables = {
     'missing file': (with_row('train/a/99.png','a',False), 'not there'), 'another data set': (table([(f'n01440764/{i}.JPEG','tench',i>5) for i in range(12)]), 'right data folder'),
     'no path': (with_row('','a',False), 'has no path'), 'no label': (with_row('link2.png','',False), 'has no label'), 'only training': (table([o for o in rows if not o[2]]), 'no validation images'),
     'only validation': (table([o for o in rows if o[2]]), 'no training images'), 'class only in validation': (table([(p,'c' if v and l == 'b' else l,v) for p,l,v in rows]), 'only'),
-    'class only in training': (table([(p,f'{l}{p[8]}' if not v else l,v) for p,l,v in rows]), 'only'), 'odd split': (with_row('train/a/99.png','a','maybe'), 'must hold True and False'),
-    'no split': (with_row('train/a/99.png','a',''), 'must hold True and False'), 'UTF-16': (table().encode('utf-16'), 'not a CSV file in UTF-8'), 'Latin-1': (table().replace('label', 'Schl\xfcssel').encode('latin-1'), 'not a CSV file in UTF-8'),
+    'class only in training': (table([(p,f'{l}{p[8]}' if not v else l,v) for p,l,v in rows]), 'only'), 'odd split': (with_row('train/a/99.png','a','maybe'), 'says True or False for each image'),
+    'no split': (with_row('train/a/99.png','a',''), 'says True or False for each image'), 'UTF-16': (table().encode('utf-16'), 'not a CSV file in UTF-8'), 'Latin-1': (table().replace('label', 'Schl\xfcssel').encode('latin-1'), 'not a CSV file in UTF-8'),
     'a picture': (png, 'not a CSV file'), 'zeros': (bytes(1000), ''), 'ragged': (table()+'a,b,c,d,e,f\n', 'not a CSV file'), 'open quote': (table()+'"train/a/1.png,a,False\n', ''),
     'semicolons': (table().replace(',', ';'), 'no column'), 'column twice': (table(head='path,path,is_valid'), "no column 'label'"), 'JSON': ('{"path": ["a.png"], "label": ["a"]}', 'no column')}
 good_tables = {'plain': table(), 'Windows line ends': table().replace('\n', '\r\n'), 'old Mac line ends': table().replace('\n', '\r'), 'byte order mark': '\ufeff'+table(),

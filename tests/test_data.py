@@ -9,7 +9,7 @@ from sesemi_fastai.data import (imagewang_dls, imagewang_table, noisy_imagenette
 from sesemi_fastai.own import own_dls, own_table
 from sesemi_fastai.mini import make_mini, objects
 from sesemi_fastai.noise import add_label_noise
-from sesemi_fastai.stream import unlabeled_dl, unlabeled_items
+from sesemi_fastai.stream import unlabeled_dl, sees_validation, unlabeled_items
 from sesemi_fastai.tree import linkers, write_noisy_tree
 
 real = Path(os.environ.get('IMAGENETTE', 'no such folder'))
@@ -217,6 +217,9 @@ def test_unlabeled_images_of_a_builder(small, tmp_path, kw):
     of_training,more = ({str(small/'train'/o) for o in dls.table.path[~dls.table.is_valid]},{str(o) for o in dls.unlabeled})
     assert {str(o) for o in unlabeled_items(dls)} == of_training | more and {str(o) for o in unlabeled_items(dls, dls.unlabeled)} == more
     assert len(unlabeled_items(dls, 'valid')) == len(dls.table)+len(more)
+    assert not sees_validation(dls, unlabeled_items(dls)) and sees_validation(dls, unlabeled_items(dls, 'valid')) and sees_validation(dls, unlabeled_items(dls, small/'train'))
+    whole = own_dls(small/'train', size=32, bs=8, num_workers=0, unlabeled=small/'train')
+    assert len(unlabeled_items(whole)) == len(whole.table), 'a training image is turned once' 
     for source,n in ((None,len(of_training)+len(more)), (dls.unlabeled,len(more))):
         dl = unlabeled_dl(dls, source, bs=4)
         assert len(dl.dataset) == n and dl.one_batch()[0].shape == (4,3,32,32)

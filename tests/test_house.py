@@ -107,7 +107,7 @@ def test_readme_is_the_notebook(tmp_path):
     assert new == (root/'README.md').read_text(), 'run: make readme'
 
 def test_pictures_of_readme_are_there_and_small():
-    for src in re.findall(r'!\[[^]]*\]\((.+?)\)', (root/'README.md').read_text()): assert (root/src).stat().st_size < 150_000
+    for src in re.findall(r'!\[[^]]*\]\((.+?)\)', (root/'README.md').read_text()): assert (root/src).stat().st_size < 100_000
 
 def test_workflows_page_is_made_from_the_tests():
     from workflows import page

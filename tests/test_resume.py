@@ -162,6 +162,28 @@ def test_a_function_that_draws_images(make_learn, tmp_path):
     assert drawn == images[2:]
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
 
+@pytest.mark.cell('Resume', 'a fit that EarlyStoppingCallback has ended is done, and passed over')
+@pytest.mark.parametrize('every', [1,3])
+def test_a_fit_that_was_stopped_early_is_done(make_learn, tmp_path, capsys, every):
+    class Worse(Callback):
+        order = 55
+        def after_epoch(self): self.recorder.values[-1][1] = float(self.epoch) # the validation loss, as it grows
+    def go(resume): return fit(make_learn(cbs=[Worse(), EarlyStoppingCallback(patience=1)]), 5, cbs=Checkpoint(tmp_path/'c', resume=resume, every=every))
+    learn = go(False)
+    weights,values = [p.clone() for p in learn.model.parameters()],list(learn.recorder.values)
+    assert len(values) == 2 and [f.stem for f in checkpoint_files(tmp_path/'c')][0] == 'fit-1-epoch-0002'
+    again = go(True)
+    assert 'is done, nothing is trained' in capsys.readouterr().err and [*again.recorder.values] == values
+    assert all(torch.equal(a, b) for a,b in zip(weights, again.model.parameters()))
+    assert traces(again) == CLEAN
+
+def test_a_folder_for_checkpoints_that_cannot_be_is_told_before_training(make_learn, tmp_path):
+    (tmp_path/'file').write_text('mine')
+    for folder in (tmp_path/'file', Path('/proc/none')):
+        learn = make_learn()
+        with pytest.raises(InputError, match='cannot be'): fit(learn, cbs=Checkpoint(folder))
+        assert not learn.recorder.lrs
+
 def test_what_a_checkpoint_can_keep(make_learn, tmp_path):
     def go(config, resume=False):
         learn = make_learn(cbs=Checkpoint(tmp_path/'c', resume=resume, config=config))

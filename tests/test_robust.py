@@ -153,6 +153,35 @@ def test_larger_images_in_a_later_fit(make_learn, make_dls):
     fit(learn)
     assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(1) and learn.label_report.epochs.max() == 1 and len(learn.memorisation.history) == 1
 
+@pytest.mark.parametrize('loss', [lambda: ForwardCorrection(lam=3.), lambda: SmallLoss(start=0.)])
+def test_a_loss_of_another_fold_begins_anew(make_learn, make_dls, loss):
+    "What it remembers belongs to the images of the other split, those of validation among them"
+    shared,sums = loss(),[]
+    def remembered(): return getattr(shared, shared.remembers)
+    for fold in range(2):
+        learn = make_learn(dls=make_dls(split_seed=fold), cbs=RobustLoss(shared))
+        fit(learn, 1, cbs=BeforeTraining(lambda: sums.append(remembered() is None or not remembered().any())))
+    assert sums == [True,True]
+    state,there = learn.robust_loss.state_dict(),remembered().clone()
+    again = make_learn(dls=learn.dls, cbs=RobustLoss(loss()))
+    again.robust_loss.load_state_dict(state)
+    fit(again, 1, cbs=BeforeTraining(lambda: sums.append(torch.equal(getattr(again.robust_loss.loss_func_of_training, shared.remembers), there))))
+    assert sums[-1]
+
+class BeforeTraining(Callback):
+    order = 200
+    def __init__(self, f): self.f = f
+    def before_train(self): self.f()
+
+def test_a_copied_learner_keeps_what_is_known_of_the_images(make_learn):
+    learn = fit(make_learn(cbs=[*robust_cbs('auto'), LabelReport(), Memorisation(), Predictions()]), 2)
+    twin = copy.deepcopy(learn)
+    assert twin.label_report.frame().equals(learn.label_report.frame()) and twin.predictions.frame().equals(learn.predictions.frame())
+    assert twin.memorisation.history == learn.memorisation.history
+    fit(twin)
+    assert twin.label_report.epochs.max() == len(twin.memorisation.history) == 3 and twin.robust_loss.loss_func_of_training.passes == pytest.approx(3)
+    assert learn.label_report.epochs.max() == len(learn.memorisation.history) == 2
+
 def test_a_loss_that_remembers_nothing_takes_any_loader():
     loader = torch.utils.data.DataLoader([(torch.rand(3,32,32),torch.tensor(i%3)) for i in range(16)], batch_size=8)
     learn = Learner(DataLoaders(loader, loader), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=RobustLoss(GCE()))

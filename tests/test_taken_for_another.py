@@ -260,6 +260,16 @@ def test_pictures_of_runs_on_two_data_sets(two_runs, tmp_path):
     (tmp_path/'two/two.png').write_bytes(b'no image')
     with pytest.raises(InputError, match='two.png cannot be read'): run_pictures(*two_runs, tmp_path/'two')
 
+def test_pictures_of_data_with_files_of_the_same_names(two_runs, tmp_path):
+    records,folders = two_runs
+    for o in ('one','two'): picture(tmp_path/'same'/o/'0.png')
+    for r,f in zip(records, folders):
+        r['data'] = {**r['data'], 'folder':f.name}
+        pd.DataFrame([dict(path='0.png', label='a', predicted='b', probability=.9, of_label=.1)]).to_csv(f/'predictions.csv', index=False)
+    with pytest.warns(UserWarning, match='1 of 2 kinds of runs are of other data'): res = run_pictures(records, folders, tmp_path/'same/two')
+    shown = [o for o in res if 'least likely' in o]
+    assert len(shown) == 1 and 'xresnet34' in shown[0]
+
 def test_confusion_of_many_classes_shows_those_with_mistakes():
     df = pd.DataFrame(dict(label=[f'c{i:03}' for i in range(100)]*2, predicted=[f'c{i:03}' for i in range(100)]+[f'c{min(99,i+50):03}' for i in range(100)]))
     fig = plot_confusion(df, most=5)
