@@ -992,6 +992,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.RobustLoss._memory': ( 'robust.html#robustloss._memory',
                                                                                    'sesemi_fastai/robust.py'),
+                                      'sesemi_fastai.robust.RobustLoss._of_others': ( 'robust.html#robustloss._of_others',
+                                                                                      'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.RobustLoss._put_back': ( 'robust.html#robustloss._put_back',
                                                                                      'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.RobustLoss._remembers': ( 'robust.html#robustloss._remembers',

@@ -278,9 +278,15 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
-        if not (self.loaded or same_images(self.of, now)) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None) # also what the loss remembers from another RobustLoss
+        if self._of_others(now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of,self.loaded = now,False
+        if self._remembers: self.loss_func_of_training.taken_up = True
         self.show_columns()
+
+    def _of_others(self, now):
+        "Whether what the loss remembers is of other images: those before, or those of another RobustLoss that has the same loss"
+        if self.loaded: return False
+        return not same_images(self.of, now) if self.of else getattr(self.loss_func_of_training, 'taken_up', False)
 
     def before_epoch(self):
         self.hide_columns()
