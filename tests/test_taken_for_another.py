@@ -114,7 +114,7 @@ def test_names_with_a_colon():
 def test_a_name_that_is_no_text_is_told_before_training(tmp_path, mini):
     for o in 'ab':
         for i in range(4): picture(tmp_path/'own'/o/f'{i}.png')
-    os.rename(os.fsencode(tmp_path/'own/a/3.png'), os.fsencode(tmp_path/'own/a/')+b'\xff3.png')
+    os.rename(os.fsencode(tmp_path/'own/a/3.png'), os.fsencode(tmp_path/'own/a')+b'/\xff3.png')
     with pytest.raises(InputError, match='is not UTF-8'): train_run(**{**small, 'dataset':'own', 'path':str(tmp_path/'own'), 'out':str(tmp_path/'out')})
     (tmp_path/'own/b/3.png').write_bytes(b'no image')
     os.rename(tmp_path/'own/b/3.png', os.fsdecode(os.fsencode(tmp_path/'own/b/')+b'\xfe.png'))
