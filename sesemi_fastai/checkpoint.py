@@ -11,7 +11,7 @@ import os,re,sys,zipfile
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from fastai.vision.all import (L,Optimizer,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
+from fastai.vision.all import (EarlyStoppingCallback,L,Optimizer,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,make_folder,need_numbers,one_line
 from .distributed import gathered,plain_dl,states_for_here
@@ -150,8 +150,8 @@ class Checkpoint(StaysHome):
         if not self.passive and ((self.epoch+1)%self.every == 0 or self.epoch+1 == self.n_epoch): self._write()
 
     def after_cancel_fit(self):
-        "A fit that another callback has ended behind an epoch, such as `EarlyStoppingCallback`, is kept as done"
-        if not self.passive and self._written <= self.epoch < len(self.recorder.values): self._write(ended=True)
+        "The epoch behind which another callback has ended the fit is kept; where that was `EarlyStoppingCallback`, the fit is done"
+        if not self.passive and self._written <= self.epoch < len(self.recorder.values): self._write(ended=any(isinstance(o, EarlyStoppingCallback) and o.wait >= o.patience for o in self.learn.cbs))
 
     def _write(self, ended=False):
         self._written = self.epoch+1
@@ -188,11 +188,10 @@ class Checkpoint(StaysHome):
             raise InputError(f"{self.folder} holds checkpoints of an earlier run: go on with resume=True, or choose another folder")
         self._state = latest_checkpoint(self.folder, self.config, self.n_fit) if self.resume else None
         self.start,self._fit = 0,self._fit_of()
-        if self._state:
-            self._restore()
-            self.start = self.n_epoch if self._state.get('ended') else self._state['epoch']
+        if self._state: self.start = self.n_epoch if self._state.get('ended') else self._state['epoch']
         self._written = self.start
-        if not rank_distrib(): self._need_folder()
+        if self.start < self.n_epoch and not rank_distrib(): self._need_folder()
+        if self._state: self._restore()
         if self.start == self.n_epoch and not rank_distrib(): print(f"the fit in {self.folder} is done, nothing is trained: the next one goes on from there, and another run needs another folder", file=sys.stderr)
 
     def _need_folder(self):

@@ -40,7 +40,9 @@ class LabelCleaner:
         if n < 1: raise InputError(f"n={n}: show at least one image")
         self.df,self.path,self.fname,self.n,self.page,self._mine = df.reset_index(drop=True),Path(path),fname,n,0,set()
         self._read()
-        self.classes = sorted({*df.label,*df.suggested,*(o.removeprefix('p:') for o in df if str(o).startswith('p:'))}) # those without an image in the list as well
+        self.classes = {*df.label,*df.suggested}
+        if all(isinstance(o, str) for o in self.classes): self.classes |= {o.removeprefix('p:') for o in df if str(o).startswith('p:')} # those without an image in the list as well
+        self.classes = sorted(self.classes)
         self._images,self._told,self._label = ImagesCleaner(self.classes, size, size, n),Label(),Label
         self._back,self._next = Button(description='Back'),Button(description='Next')
         self._back.on_click(lambda _: self.show(self.page-1))

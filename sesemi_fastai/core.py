@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'one_line', 'make_folder', 'place_of_file', 'atomic_path', 'write_text',
-           'image_files', 'note', 'choose', 'shows_bars', 'progress']
+           'image_files', 'real_paths', 'note', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time
@@ -104,11 +104,23 @@ def image_files(
             found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.')]
     return sorted(found)
 
+def real_paths(
+    files # Files, absolute or from the current folder
+) -> list[str]: # In the same order
+    "Where `files` are, links followed; each folder is looked up once"
+    parents,res = {},[]
+    for o in files:
+        parent,name = os.path.split(os.path.abspath(o))
+        if parent not in parents: parents[parent] = os.path.realpath(parent)
+        full = os.path.join(parents[parent], name)
+        res.append(os.path.realpath(full) if os.path.islink(full) else full)
+    return res
+
 def note(
     text:str # One line
 ):
     "Tell the user something that training does not need to stop for; of several processes the first one does"
-    if not int(os.environ.get('RANK', 0)): print(f'note: {text}', file=sys.stderr, flush=True)
+    if not int(os.environ.get('RANK') or 0): print(f'note: {text}', file=sys.stderr, flush=True)
 
 def choose(
     options:dict, # What there is, by name

@@ -8,7 +8,7 @@ __all__ = ['noise_levels', 'wordnet_names', 'read_table', 'need_columns', 'label
            'noisy_imagewoof_dls', 'imagewang_table', 'imagewang_dls', 'show_noisy_batch']
 
 # %% ../nbs/28_data.ipynb #56a8dee3
-import os,warnings
+import os
 import numpy as np
 import pandas as pd
 from inspect import signature
@@ -16,7 +16,7 @@ from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
 from .corrections import corrected
-from .core import InputError,image_files,need_numbers
+from .core import InputError,image_files,need_numbers,real_paths
 from .augment import item_tfms
 from .batches import StoredImageBlock
 from .scan import image_fault,scan_images,usable
@@ -31,11 +31,11 @@ def read_table(
 ) -> pd.DataFrame:
     "A CSV file as a DataFrame; `InputError` if it is not one"
     if not Path(fname).is_file(): raise InputError(f"there is no table {fname}")
+    kw = dict(low_memory=False, keep_default_na=False, na_values=[''], compression=None, dtype=dtype)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', pd.errors.ParserWarning)
-            return pd.read_csv(fname, low_memory=False, index_col=False, keep_default_na=False, na_values=[''], compression=None, dtype=dtype)
-    except pd.errors.ParserWarning: raise InputError(f"{fname} has lines with more columns than the first one: is there a comma in a name without quotes?") from None
+        df = pd.read_csv(fname, **kw)
+        if isinstance(df.index, pd.RangeIndex): return df
+        return pd.read_csv(fname, index_col=False, **kw) if df.iloc[:,-1].isna().all() else df.reset_index(drop=True) # commas at the ends of lines, or names of rows that have no header
     except (UnicodeDecodeError,pd.errors.ParserError,pd.errors.EmptyDataError) as e: raise InputError(f"{fname} is not a CSV file in UTF-8: {e}")
 
 def need_columns(
@@ -76,8 +76,8 @@ def _from_folder_on(paths, folder):
     bases = [os.path.join(f(folder), '') for f in (os.path.abspath,os.path.realpath)] # which a link to the folder keeps apart
     def from_there(o):
         if not os.path.isabs(o): return o
-        for full in (os.path.normpath(o), os.path.join(os.path.realpath(os.path.dirname(o)), os.path.basename(o))):
-            if base := next((b for b in bases if full.startswith(b)), None): return os.path.relpath(full, base)
+        for f in (os.path.normpath, lambda p: os.path.join(os.path.realpath(os.path.dirname(p)), os.path.basename(p))):
+            if base := next((b for b in bases if (full := f(o)).startswith(b)), None): return os.path.relpath(full, base)
         return o
     return paths.astype(object).map(lambda o: from_there(str(o)), na_action='ignore')
 
@@ -99,12 +99,8 @@ def _check_paths(df, folder, repeats):
 
 def _check_links(df, folder):
     "No file of the table may be elsewhere by way of a symbolic link"
-    root,parents = os.path.realpath(folder),{}
-    for p in df.path:
-        parent,name = os.path.split(p)
-        if parent not in parents: parents[parent] = os.path.realpath(os.path.join(root, parent))
-        full = os.path.join(parents[parent], name)
-        if os.path.islink(full): full = os.path.realpath(full)
+    root = os.path.realpath(folder)
+    for p,full in zip(df.path, real_paths(os.path.join(root, o) for o in df.path)):
         if not full.startswith(os.path.join(root, '')): raise InputError(f"path {p!r} leads out of the data folder {folder}, to {full}, by a symbolic link")
 
 def _check_splits(df):

@@ -12,33 +12,40 @@ import pandas as pd
 from collections import Counter
 from pathlib import Path
 from fastai.vision.all import DataLoaders,is_iter
-from .core import InputError,image_files,need_numbers,note
+from .core import InputError,image_files,need_numbers,note,real_paths
 from .data import checked_table,label_text,named_labels,need_columns,read_table,table_dls
 
 # %% ../nbs/28a_own.ipynb #ac82d23e
 _train,_valid = ('train','training'),('val','valid','validation')
 _test = 'test','testing'
+_no_classes = *_test,'unsup','unlabeled','unlabelled' # folders beside `train` that are no classes
 
 def _is_valid(name):
     "Whether a name is one of validation or of training images; None for any other"
     name = str(name).strip().lower()
     return True if name in _valid else False if name in _train else None
 
-def _split_folders(path, files):
-    "The folders of the training and of the validation images; None where there is none"
-    with_classes = {o.parts[0] for o in files if len(o.parts) > 2}
-    res = []
-    for side in (False,True):
-        found = sorted(o for o in with_classes if _is_valid(o) is side)
-        if len(found) > 1: raise InputError(f"{path} has {' and '.join(found)}: leave one of them there, it cannot be told which images are meant")
-        res += found or [None]
-    if res[1] and not res[0]: raise InputError(f"{path} has {res[1]} and no folder train: give it one, or give the folder of the images alone")
-    return res
+def _below(folder): return [o.relative_to(folder) for o in image_files(folder)]
 
-def _no_class_folders(path, files):
-    "`InputError` where folders look like splits, and have images but no classes"
-    tops = sorted({o.parts[0] for o in files if len(o.parts) > 1})
-    if len(tops) > 1 and all(_is_valid(o) is not None or o.lower() in _test for o in tops): raise InputError(f"{path} has {' and '.join(tops)} with images and no classes: each needs a folder for each class below it, or give a table")
+def _splits(path):
+    "Images of the folders that are named as splits and have class folders, by name; each is looked through by itself, so that links to elsewhere count"
+    named = {o.name:_below(o) for o in sorted(path.iterdir()) if o.is_dir() and _is_valid(o.name) is not None}
+    found = {k:v for k,v in named.items() if any(len(o.parts) > 1 for o in v)}
+    for side in (False,True):
+        if len(names := [o for o in found if _is_valid(o) is side]) > 1: raise InputError(f"{path} has {' and '.join(names)}: leave one of them there, it cannot be told which images are meant")
+    return found
+
+def _others(path, splits):
+    "Numbers of images beside the splits, by folder"
+    used = {*real_paths(path/k/o for k,v in splits.items() for o in v)}
+    rest = [o for o in _below(path) if o.parts[0] not in splits]
+    return Counter(o.parts[0] if len(o.parts) > 1 else '.' for o,real in zip(rest, real_paths(path/o for o in rest)) if real not in used)
+
+def _check_class_folders(path, files):
+    "`InputError` where all folders are named as splits, and some have images but no classes"
+    tops = {o.parts[0] for o in files if len(o.parts) > 1}
+    bare = sorted({o.parts[0] for o in files if len(o.parts) == 2})
+    if len(tops) > 1 and bare and all(_is_valid(o) is not None or o.lower() in _test for o in tops): raise InputError(f"{path} has {' and '.join(bare)} with images and no classes: each split needs a folder for each class below it, or give a table")
 
 def _check_loose(path, files):
     "`InputError` for images beside class folders"
@@ -69,17 +76,15 @@ def _own_split(df, valid_pct, seed):
     return df.assign(is_valid=place < n_valid)
 
 def _folder_table(path, valid_pct, seed):
-    files = [o.relative_to(path) for o in image_files(path)]
-    if not files: raise InputError(f"no images below {path}")
-    train,valid = _split_folders(path, files)
-    if not train:
-        _no_class_folders(path, files)
+    if not (files := _below(path)): raise InputError(f"no images below {path}")
+    splits = _splits(path)
+    left,sides = _others(path, splits) if splits else {},{_is_valid(o) for o in splits}
+    if sides != {False,True} and not (sides == {False} and all(o.lower() in _no_classes for o in left)):
+        _check_class_folders(path, files)
         return _own_split(_class_rows(path, files), valid_pct, seed)
-    used = [o for o in (train,valid) if o]
-    if left := Counter(o.parts[0] if len(o.parts) > 1 else '.' for o in files if o.parts[0] not in used): note(f"{path} has {' and '.join(used)}; {', '.join(f'{n} images in {o}' for o,n in left.items())} are left out")
-    def rows(top): return _class_rows(path/top, [o.relative_to(top) for o in files if o.parts[0] == top]).assign(path=lambda df: top+os.sep+df.path)
-    if not valid: return _own_split(rows(train), valid_pct, seed)
-    return pd.concat([rows(train).assign(is_valid=False), rows(valid).assign(is_valid=True)], ignore_index=True)
+    if left: note(f"{path} has {' and '.join(splits)}; {', '.join(f'{n} images in {o}' for o,n in left.items())} are left out")
+    rows = {_is_valid(top): _class_rows(path/top, found).assign(path=lambda df: top+os.sep+df.path) for top,found in splits.items()}
+    return pd.concat([v.assign(is_valid=k) for k,v in sorted(rows.items())], ignore_index=True) if len(rows) == 2 else _own_split(rows[False], valid_pct, seed)
 
 # %% ../nbs/28a_own.ipynb #c0e17543
 def _as_numbers(labels):
@@ -115,7 +120,7 @@ def _as_split(col):
 _maybe_split = {'split','set','subset','partition','fold','dataset','isvalid','is_val','is_validation','is_train','is_test',*_train,*_valid,*_test}
 
 def _tell_no_split(columns):
-    "A note where the column of the split may have another name"
+    "A note where the column of the split may have another name, which one of `columns` looks like"
     if names := [o for o in columns if str(o).strip().lower() in {'is_valid', *_maybe_split}]: note(f"the table has no column 'is_valid', so validation images are drawn at random; if {str(names[0])!r} names them: valid_col={str(names[0])!r} in Python, or rename it")
 
 def _one_file(path, names):
@@ -135,7 +140,7 @@ def _usable(df, path, **kwargs):
 
 def _check_folder_arguments(source, path, columns):
     "Arguments that belong to a table"
-    if path is not None and Path(path) != source: raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
+    if path is not None and Path(path).resolve() != source.resolve(): raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
     for k,v in columns.items():
         if v != dict(fn_col='path', label_col='label', valid_col='is_valid')[k]: raise InputError(f"{k}={v!r} belongs to a table: in a folder the class folders are the labels")
 
@@ -158,14 +163,16 @@ def own_table(
             return _usable(_folder_table(source, valid_pct, seed), source, check_links=False),source
         source,path = read_table(source, dict.fromkeys((fn_col,label_col,'true'), str)),path or source.parent # 001 and 1 are two classes
     source = source.reset_index(drop=True)
-    need_columns(source, [fn_col,label_col] + ([valid_col] if valid_col != 'is_valid' else []), 'the table')
+    used = [fn_col,label_col,*(o for o in (valid_col,'true') if o in source or o not in ('is_valid','true'))]
+    need_columns(source, used, 'the table')
+    if from_file and (twice := [o for o in used if f'{o}.1' in source]): raise InputError(f"the table has column {twice[0]!r} there twice: leave one out") # as pandas reads it
     _check_classes(_as_numbers(source[label_col]) if from_file else source[label_col])
     df = pd.DataFrame(dict(path=source[fn_col], label=label_text(source[label_col])))
     _check_names(df.label)
     if 'true' in source.columns: df['true'] = label_text(source['true'])
     if valid_col in source.columns: df['is_valid'] = _as_split(source[valid_col])
     else:
-        _tell_no_split(source.columns)
+        _tell_no_split(o for o in source if o not in used)
         df = _own_split(df, valid_pct, seed)
     return _usable(df, path or '.'),Path(path or '.')
 
@@ -197,6 +204,6 @@ def own_dls(
     "Your own images, ready for a Learner"
     df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed)
     files = _unlabeled_files(unlabeled)
-    real = {os.path.realpath(o) for o in files}
-    if n := sum(os.path.realpath(path/o) in real for o in df.path[df.is_valid]) if real else 0: note(f"{n} of the unlabeled images are validation images: the rotation task sees them (transductive)")
+    real = {*real_paths(files)}
+    if n := sum(o in real for o in real_paths(path/o for o in df.path[df.is_valid])) if real else 0: note(f"{n} of the unlabeled images are validation images: the rotation task sees them (transductive)")
     return table_dls(df, path, size, unlabeled=files, **kwargs)

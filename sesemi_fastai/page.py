@@ -6,7 +6,7 @@
 __all__ = ['png_src', 'run_pictures', 'write_report']
 
 # %% ../nbs/45_page.ipynb #9742f677
-import base64,io,warnings
+import base64,io,os,warnings
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.xml import to_xml,Html,Head,Body,Title,Meta,Style,H1,H2,P,Img,Figure,Figcaption,Safe
@@ -62,9 +62,10 @@ def run_pictures(
     if not path or not tables: return pictures
     base = Path(path).parent if Path(path).is_file() else Path(path)
     there = [o for o in tables.values() if _lies_below(o[0], base)]
-    here = [o for o in there if o[3] == base.resolve().name] or there or list(tables.values()) # other data may have files of the same names; if nothing is there, the first image that is missing is named
+    names = {os.path.basename(os.path.abspath(base)),base.resolve().name}
+    here = [o for o in there if o[3] in names] or there or list(tables.values()) # other data may have files of the same names; if nothing is there, the first image that is missing is named
     for df,folder,run,_ in here: pictures.update(_images_of(df, folder, base, run))
-    if left := len(tables)-len(here): warnings.warn(f"{left} of {len(tables)} kinds of runs are of other data than those in {base}: the page shows none of their images", stacklevel=2)
+    if left := len(tables)-len(here): warnings.warn(f"{left} of {len(tables)} kinds of runs are of other data than those in {base}, or of data in a folder of another name: the page shows none of their images", stacklevel=2)
     return pictures
 
 def _lies_below(df, base): return df.path.notna().any() and (base/df.path.dropna().iloc[0]).exists()

@@ -10,6 +10,7 @@ import math, torch, torch.nn.functional as F
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from inspect import signature
+from weakref import WeakKeyDictionary
 from torch import Tensor
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import Callback,get_model,num_distrib,risinstance
@@ -256,13 +257,15 @@ def _of_all_ranks(after, before):
 
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
 
+_used_with = WeakKeyDictionary() # beside the losses, so that copies and files of them hold no data
+
 class RobustLoss(ItemIndex, TrainingColumns):
     "Train with `loss`; everything else keeps the Learner's own loss"
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
     ):
         if not callable(loss) or isinstance(loss, Callback): raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
-        self.loss_func_of_training,self.of,self.own,self.loaded = loss() if isinstance(loss, type) else loss,None,None,False
+        self.loss_func_of_training,self.own = loss() if isinstance(loss, type) else loss,None
 
     def __call__(self, event_name, *labels):
         if labels: raise InputError("RobustLoss is a callback: give it as cbs= instead of loss_func=")
@@ -278,15 +281,17 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
-        if self._of_others(now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
-        self.of,self.loaded = now,False
-        if self._remembers: self.loss_func_of_training.taken_up = True
+        if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
+        self.of = now
         self.show_columns()
 
-    def _of_others(self, now):
-        "Whether what the loss remembers is of other images: those before, or those of another RobustLoss that has the same loss"
-        if self.loaded: return False
-        return not same_images(self.of, now) if self.of else getattr(self.loss_func_of_training, 'taken_up', False)
+    @property
+    def of(self):
+        "Data and network of the fit that the loss was last used in, maybe by another RobustLoss; None before any, and where a memory was given to it"
+        return _used_with.get(self.loss_func_of_training) if self._remembers else None
+    @of.setter
+    def of(self, now):
+        if self._remembers: _used_with[self.loss_func_of_training] = now
 
     def before_epoch(self):
         self.hide_columns()
@@ -358,10 +363,13 @@ class RobustLoss(ItemIndex, TrainingColumns):
         state:dict # From `state_dict`
     ):
         "Go on from `state`"
-        if state:
-            self.loss_func_of_training.load_state_dict(state)
-            self.loaded = True
-    def __copy__(self): return type(self)(deepcopy(self.loss_func_of_training))
+        if not state: return
+        self.loss_func_of_training.load_state_dict(state)
+        if self.learn is None or self.evaluating: self.of = None # not by a fit that goes on: for whatever images come
+    def __copy__(self):
+        res = type(self)(deepcopy(self.loss_func_of_training))
+        res.of = self.of
+        return res
     def __deepcopy__(self, memo):
         res = super().__deepcopy__(memo)
         res.of = deepcopy(self.of, memo)

@@ -15,7 +15,7 @@ from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoade
                                get_random_states,set_random_states,no_random,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
-from .core import InputError,image_files,need_numbers,progress
+from .core import InputError,image_files,need_numbers,progress,real_paths
 from .distributed import own_share,plain_dl,states_for_here
 from .rotation import rotate_batch
 
@@ -50,8 +50,8 @@ def _joined(a, b):
 
 def _places(dls, items):
     "Where the files of items are"
-    if isinstance(items, pd.DataFrame): items = items.path if 'path' in items else ()
-    return {os.path.abspath(os.path.join(dls.path, o)) for o in items if isinstance(o, (str,Path))}
+    if isinstance(items, pd.DataFrame): items = [os.path.join(dls.path, o) for o in items.path] if 'path' in items else ()
+    return {*real_paths(o for o in items if isinstance(o, (str,Path)))}
 
 def sees_validation(
     dls:DataLoaders, # The Learner's data
@@ -66,7 +66,7 @@ def _with_unlabeled(dls, items):
     files = list(getattr(dls, 'unlabeled', ()))
     if not files: return items
     there = _places(dls, items) # a folder may hold the training images as well
-    return ([Path(dls.path)/o for o in items.path] if isinstance(items, pd.DataFrame) else list(items)) + [o for o in files if os.path.abspath(o) not in there]
+    return ([Path(dls.path)/o for o in items.path] if isinstance(items, pd.DataFrame) else list(items)) + [o for o,real in zip(files, real_paths(files)) if real not in there]
 
 def _upright(dls, items):
     "`items` without the files that a builder has found to be turned by their EXIF data"
@@ -161,7 +161,8 @@ class UnlabeledStream:
     @property
     def items(self):
         "What the batches are made from; nothing for loaders of others"
-        return getattr(getattr(self.dl, 'dataset', None), 'items', ())
+        items = getattr(getattr(self.dl, 'dataset', None), 'items', ())
+        return () if callable(items) else items # of a dict, say
 
     def _loader(self, dls, source, bs, num_workers):
         if type(source) in (DataLoader,TfmdDL,StoreDL): return source.new()

@@ -217,9 +217,19 @@ def test_unlabeled_images_of_a_builder(small, tmp_path, kw):
     of_training,more = ({str(small/'train'/o) for o in dls.table.path[~dls.table.is_valid]},{str(o) for o in dls.unlabeled})
     assert {str(o) for o in unlabeled_items(dls)} == of_training | more and {str(o) for o in unlabeled_items(dls, dls.unlabeled)} == more
     assert len(unlabeled_items(dls, 'valid')) == len(dls.table)+len(more)
-    assert not sees_validation(dls, unlabeled_items(dls)) and sees_validation(dls, unlabeled_items(dls, 'valid')) and sees_validation(dls, unlabeled_items(dls, small/'train'))
-    whole = own_dls(small/'train', size=32, bs=8, num_workers=0, unlabeled=small/'train')
-    assert len(unlabeled_items(whole)) == len(whole.table), 'a training image is turned once' 
     for source,n in ((None,len(of_training)+len(more)), (dls.unlabeled,len(more))):
         dl = unlabeled_dl(dls, source, bs=4)
         assert len(dl.dataset) == n and dl.one_batch()[0].shape == (4,3,32,32)
+    assert not sees_validation(dls, unlabeled_items(dls)) and sees_validation(dls, unlabeled_items(dls, 'valid')) and sees_validation(dls, unlabeled_items(dls, small/'train'))
+    whole = own_dls(small/'train', size=32, bs=8, num_workers=0, unlabeled=small/'train')
+    assert len(unlabeled_items(whole)) == len(whole.table), 'a training image is turned once'
+
+def test_validation_images_among_the_unlabeled_ones(small, tmp_path, monkeypatch):
+    "Also where folders are relative, or links"
+    (tmp_path/'link').symlink_to(small/'train')
+    monkeypatch.chdir(small)
+    for source in ('train', small/'train', tmp_path/'link'):
+        for unlabeled in ('train', small/'train', tmp_path/'link'):
+            dls = own_dls(source, size=32, bs=8, num_workers=0, unlabeled=unlabeled)
+            items = unlabeled_items(dls)
+            assert len(items) == len(dls.table) and sees_validation(dls, items), (source,unlabeled)

@@ -3,7 +3,7 @@ import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, CSVLogger, GradientAccumulation, ImageDataLoaders, LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, Resize, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner, xresnet18)
+from fastai.vision.all import (Adam, Callback, CancelFitException, EarlyStoppingCallback, CSVLogger, GradientAccumulation, ImageDataLoaders, LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, Resize, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner, xresnet18)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
@@ -176,6 +176,28 @@ def test_a_fit_that_was_stopped_early_is_done(make_learn, tmp_path, capsys, ever
     assert 'is done, nothing is trained' in capsys.readouterr().err and [*again.recorder.values] == values
     assert all(torch.equal(a, b) for a,b in zip(weights, again.model.parameters()))
     assert traces(again) == CLEAN
+
+@pytest.mark.parametrize('order', [55,120])
+def test_a_fit_that_a_time_limit_has_ended_goes_on(make_learn, tmp_path, order):
+    class Limit(Callback):
+        def after_epoch(self):
+            if self.epoch == 1: raise CancelFitException()
+    limit = Limit()
+    limit.order = order
+    def go(cbs, **kwargs): return fit(make_learn(cbs=cbs), 4, cbs=Checkpoint(tmp_path/'c', every=3, **kwargs))
+    assert len(go([limit]).recorder.values) == 2 and checkpoint_files(tmp_path/'c')[0].stem == 'fit-1-epoch-0002'
+    learn,whole = go([], resume=True),fit(make_learn(), 4)
+    assert all(torch.equal(a, b) for a,b in zip(learn.model.parameters(), whole.model.parameters()))
+
+def test_a_finished_fit_needs_no_folder_that_can_be_written_to(make_learn, tmp_path, monkeypatch):
+    def go(**kwargs): return fit(make_learn(), 2, cbs=Checkpoint(tmp_path/'c', **kwargs))
+    weights = [p.clone() for p in go().model.parameters()]
+    monkeypatch.setattr(os, 'access', lambda *args: False)
+    assert all(torch.equal(a, b) for a,b in zip(weights, go(resume=True).model.parameters()))
+    learn = make_learn()
+    with pytest.raises(InputError, match='cannot be written to'): fit(learn, 3, cbs=Checkpoint(tmp_path/'d'))
+    fit(learn, 1)
+    assert traces(learn) == CLEAN
 
 def test_a_folder_for_checkpoints_that_cannot_be_is_told_before_training(make_learn, tmp_path):
     (tmp_path/'file').write_text('mine')

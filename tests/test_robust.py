@@ -163,10 +163,34 @@ def test_a_loss_of_another_fold_begins_anew(make_learn, make_dls, loss):
         fit(learn, 1, cbs=BeforeTraining(lambda: sums.append(remembered() is None or not remembered().any())))
     assert sums == [True,True]
     state,there = learn.robust_loss.state_dict(),remembered().clone()
-    again = make_learn(dls=learn.dls, cbs=RobustLoss(loss()))
-    again.robust_loss.load_state_dict(state)
-    fit(again, 1, cbs=BeforeTraining(lambda: sums.append(torch.equal(getattr(again.robust_loss.loss_func_of_training, shared.remembers), there))))
-    assert sums[-1]
+    again = make_learn(dls=make_dls(split_seed=2), cbs=RobustLoss(shared))
+    again.robust_loss.load_state_dict(state) # given on purpose
+    fit(again, 1, cbs=BeforeTraining(lambda: sums.append(torch.equal(remembered(), there))))
+    again.dls = make_dls(split_seed=3)
+    fit(again, 1, cbs=BeforeTraining(lambda: sums.append(remembered() is None or not remembered().any())))
+    twin = copy.deepcopy(again)
+    twin.dls,theirs = make_dls(split_seed=4),lambda: getattr(twin.robust_loss.loss_func_of_training, shared.remembers)
+    assert theirs().any()
+    fit(twin, 1, cbs=BeforeTraining(lambda: sums.append(theirs() is None or not theirs().any())))
+    assert sums == [True]*5
+    fit(again, 1, cbs=BeforeTraining(lambda: sums.append(bool(remembered().any())))) # the same images: it goes on, in a callback for one fit as well
+    again.remove_cb(RobustLoss)
+    fit(again, 1, cbs=[RobustLoss(shared), BeforeTraining(lambda: sums.append(bool(remembered().any())))])
+    assert sums == [True]*7
+
+def test_other_images_after_a_fit_that_was_passed_over(make_learn, make_dls, tmp_path):
+    "What the checkpoint has brought back is of the first fit's images"
+    def go(resume):
+        seen,loss = [],ELR()
+        learn = make_learn(cbs=[RobustLoss(loss), Checkpoint(tmp_path/str(resume), resume=resume)])
+        fit(learn, 1)
+        learn.dls = make_dls(split_seed=1)
+        fit(learn, 1, cbs=BeforeTraining(lambda: seen.append(loss.targets is None)))
+        return seen
+    assert go(False) == [True]
+    shutil.copytree(tmp_path/'False', tmp_path/'True')
+    for f in (tmp_path/'True').glob('fit-2-*'): f.unlink()
+    assert go(True) == [True]
 
 class BeforeTraining(Callback):
     order = 200
