@@ -712,6 +712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'sesemi_fastai.own._one_file': ('own.html#_one_file', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._others': ('own.html#_others', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._own_split': ('own.html#_own_split', 'sesemi_fastai/own.py'),
+                                   'sesemi_fastai.own._readable': ('own.html#_readable', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._splits': ('own.html#_splits', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._tell_merged': ('own.html#_tell_merged', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._tell_no_split': ('own.html#_tell_no_split', 'sesemi_fastai/own.py'),

@@ -138,6 +138,7 @@ class Checkpoint(StaysHome):
         keep:int=2, # Files kept of a fit
         config:dict|None=None # What the run is; a checkpoint of another is refused
     ):
+        if not isinstance(folder, (str,Path)): raise InputError(f"folder={folder!r}: give a folder for the checkpoints")
         need_numbers(whole=True, every=every, keep=keep)
         if every < 1 or keep < 1: raise InputError("every and keep must be at least 1")
         self.folder,self.resume,self.every,self.keep,self.config = Path(folder),resume,every,keep,config

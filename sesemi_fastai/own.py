@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from collections import Counter
 from pathlib import Path
+from fastcore.basics import groupby
 from fastai.vision.all import DataLoaders,is_iter
 from .core import InputError,image_files,need_numbers,note,real_paths
 from .data import checked_table,label_text,named_labels,need_columns,read_table,table_dls
@@ -22,7 +23,7 @@ _no_classes = *_test,'unsup','unlabeled','unlabelled' # folders beside `train` t
 
 def _is_valid(name):
     "Whether a name is one of validation or of training images; None for any other"
-    name = str(name).strip().lower()
+    name = name.lower()
     return True if name in _valid else False if name in _train else None
 
 def _below(folder): return [o.relative_to(folder) for o in image_files(folder)]
@@ -61,9 +62,12 @@ def _class_rows(path, files):
     "Path and label of images in class folders"
     _check_loose(path, files)
     _tell_merged(path, files)
-    labels = pd.Series([o.parent.name or os.path.basename(os.path.abspath(path)) for o in files], dtype=object)
-    named = named_labels(labels)
-    return pd.DataFrame(dict(path=[str(o) for o in files], label=named if named.nunique() == labels.nunique() else labels))
+    return pd.DataFrame(dict(path=[str(o) for o in files], label=[o.parent.name or os.path.basename(os.path.abspath(path)) for o in files]), dtype=object)
+
+def _readable(df):
+    "The same with names for WordNet numbers, in both splits alike, where no two classes become one"
+    named = named_labels(df.label)
+    return df.assign(label=named) if named.nunique() == df.label.nunique() else df
 
 def _own_split(df, valid_pct, seed):
     need_numbers(valid_pct=valid_pct)
@@ -81,10 +85,11 @@ def _folder_table(path, valid_pct, seed):
     left,sides = _others(path, splits) if splits else {},{_is_valid(o) for o in splits}
     if sides != {False,True} and not (sides == {False} and all(o.lower() in _no_classes for o in left)):
         _check_class_folders(path, files)
-        return _own_split(_class_rows(path, files), valid_pct, seed)
+        return _own_split(_readable(_class_rows(path, files)), valid_pct, seed)
     if left: note(f"{path} has {' and '.join(splits)}; {', '.join(f'{n} images in {o}' for o,n in left.items())} are left out")
     rows = {_is_valid(top): _class_rows(path/top, found).assign(path=lambda df: top+os.sep+df.path) for top,found in splits.items()}
-    return pd.concat([v.assign(is_valid=k) for k,v in sorted(rows.items())], ignore_index=True) if len(rows) == 2 else _own_split(rows[False], valid_pct, seed)
+    if len(rows) == 1: return _own_split(_readable(rows[False]), valid_pct, seed)
+    return _readable(pd.concat([v.assign(is_valid=k) for k,v in sorted(rows.items())], ignore_index=True))
 
 # %% ../nbs/28a_own.ipynb #c0e17543
 def _as_numbers(labels):
@@ -98,10 +103,8 @@ def _check_classes(labels):
     if pd.api.types.is_float_dtype(labels) and (bad := labels[labels.notna() & (labels % 1 != 0)]).size: raise InputError(f"column {labels.name!r} holds numbers such as {bad.iloc[0]:g}: labels are classes, as text or whole numbers")
 
 def _alike(names, key):
-    "The first two of `names` that `key` makes the same, if there are"
-    seen = {}
-    for o in names:
-        if (other := seen.setdefault(key(o), o)) != o: return other,o
+    "Some of `names` that `key` makes the same, if there are"
+    return next((v for v in groupby(names, key).values() if len(v) > 1), None)
 
 def _check_names(labels):
     "Classes whose names can hardly be told apart"
@@ -113,9 +116,10 @@ _yes_no = {**dict.fromkeys(('true','yes','1','1.0'), True), **dict.fromkeys(('fa
 
 def _as_split(col):
     "Whether each row is for validation"
-    told = {o: _yes_no.get(str(o).strip().lower(), _is_valid(o)) for o in col.unique()}
-    if bad := [o for o,v in told.items() if v is None]: raise InputError(f"column {col.name!r} holds {str(bad[0])!r}: it says True or False for each image, 1 or 0, or train or valid; leave out rows that are neither")
-    return col.map(told).astype(bool)
+    text = [str(o).strip().lower() for o in col]
+    told = {o: _yes_no.get(o, _is_valid(o)) for o in dict.fromkeys(text)}
+    if bad := [o for o,v in told.items() if v is None]: raise InputError(f"column {col.name!r} holds {bad[0]!r}: it says True or False for each image, 1 or 0, or train or valid; leave out rows that are neither")
+    return pd.Series([told[o] for o in text], col.index, dtype=bool)
 
 _maybe_split = {'split','set','subset','partition','fold','dataset','isvalid','is_val','is_validation','is_train','is_test',*_train,*_valid,*_test}
 
@@ -162,6 +166,8 @@ def own_table(
             _check_folder_arguments(source, path, dict(fn_col=fn_col, label_col=label_col, valid_col=valid_col))
             return _usable(_folder_table(source, valid_pct, seed), source, check_links=False),source
         source,path = read_table(source, dict.fromkeys((fn_col,label_col,'true'), str)),path or source.parent # 001 and 1 are two classes
+    if bad := [o for o in (fn_col,label_col,valid_col) if not isinstance(o, (str,int))]: raise InputError(f"{bad[0]!r} is no name of a column")
+    if not isinstance(path, (str,Path,type(None))): raise InputError(f"path={path!r}: give the folder that the paths of the table are relative to")
     source = source.reset_index(drop=True)
     used = [fn_col,label_col,*(o for o in (valid_col,'true') if o in source or o not in ('is_valid','true'))]
     need_columns(source, used, 'the table')
@@ -185,7 +191,7 @@ def _unlabeled_files(unlabeled):
         if not (files := image_files(unlabeled)): raise InputError(f"no images below {unlabeled}: unlabeled= takes a folder with image files")
         return files
     files = list(unlabeled)
-    if bad := [o for o in files if not isinstance(o, (str,Path))]: raise InputError(f"unlabeled= holds {bad[0]!r}: give a folder or a list of files")
+    if bad := [o for o in files if not isinstance(o, (str,Path))]: raise InputError(f"unlabeled= holds a {type(bad[0]).__name__}: give a folder or a list of files")
     if gone := [o for o in files if not os.path.isfile(o)]: raise InputError(f"{gone[0]}, of unlabeled=, is not there")
     return [Path(o) for o in files]
 

@@ -58,6 +58,8 @@ def _plain(v):
     "A number that JSON knows: nan and infinity become None"
     return round(v, 6) if v is not None and math.isfinite(v) else None
 
+_counted = 'labelled_passes','images','images_by_area'
+
 class Record(StaysHome):
     "Counts images and seconds of training, and writes the record after each epoch"
     order = 70
@@ -123,7 +125,7 @@ class Record(StaysHome):
     def say(self, row):
         "One line on the epoch, with the time left"
         left = (self.n_epoch-row['epoch'])*row['seconds']/row['epoch']
-        figures = ', '.join(f'{k} {v:.4f}' for k,v in row.items() if k not in ('epoch','seconds',*self._so_far()) and v is not None)
+        figures = ', '.join(f'{k} {v:.4f}' for k,v in row.items() if k not in ('epoch','seconds',*_counted) and v is not None)
         print(f"epoch {row['epoch']}/{self.n_epoch}: {figures}, {format_time(row['seconds'])}, {format_time(left)} left", flush=True)
 
     def after_fit(self): self.write('done' if len(self.history) == self.n_epoch or self._at_max_steps else 'stopped')
@@ -141,7 +143,7 @@ class Record(StaysHome):
     def _so_far(self):
         "What went through the network"
         labelled,strong = (max(1, num_distrib())*o for o in (self.labelled, self.learn.fix_match.n_images if hasattr(self.learn, 'fix_match') else 0))
-        return dict(labelled_passes=round(labelled/len(self.dls.train_ds), 3), images=labelled+strong+self.rotated, images_by_area=round(labelled+strong+self.share*self.rotated))
+        return dict(zip(_counted, (round(labelled/len(self.dls.train_ds), 3), labelled+strong+self.rotated, round(labelled+strong+self.share*self.rotated))))
 
     def save(self, **kwargs):
         "Write the record as it stands, with `kwargs` changed; works after the fit as well"

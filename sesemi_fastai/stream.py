@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 import numpy as np, pandas as pd
 from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoader,DataLoaders,get_first,
-                               get_random_states,set_random_states,no_random,is_listy,rank_distrib,show_image,plt)
+                               get_random_states,set_random_states,no_random,is_iter,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
 from .core import InputError,image_files,need_numbers,progress,real_paths
@@ -162,7 +162,7 @@ class UnlabeledStream:
     def items(self):
         "What the batches are made from; nothing for loaders of others"
         items = getattr(getattr(self.dl, 'dataset', None), 'items', ())
-        return () if callable(items) else items # of a dict, say
+        return items if is_iter(items) else () # the method of a dict, say
 
     def _loader(self, dls, source, bs, num_workers):
         if type(source) in (DataLoader,TfmdDL,StoreDL): return source.new()
