@@ -1,5 +1,6 @@
 "What the callback costs, counted instead of timed; the bench; no waiting for a GPU"
 import json, sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.vision.all import Callback, Learner, ranger, set_seed
@@ -91,35 +92,59 @@ def test_operations_beside_the_extra_pass(make_learn):
     other = ops_of_a_step(make_learn)+forward_and_backward(make_learn)
     assert 0 < ops_of_a_step(make_learn, SESEMI(bs=4))-other < most_ops < ops_of_a_step(make_learn, Twice(bs=4))-other
 
+waits = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten.equal, torch.ops.aten._unique2, torch.ops.aten.unique_dim}
+
+class Waits(TorchDispatchMode):
+    "Fails where PyTorch would wait for a GPU to know a value, also where there is no GPU"
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_) and any(o is not None and o.dtype == torch.bool for o in args[1])
+        if by_mask or func.overloadpacket in waits: raise RuntimeError(f'{func} waits for a GPU')
+        return func(*args, **(kwargs or {}))
+
+def _asked(name):
+    def asked(*args, **kwargs): raise RuntimeError(f'{name} waits for a GPU')
+    return asked
+
+@contextmanager
+def no_waiting():
+    "An error inside for whatever would wait for a GPU"
+    if torch.cuda.is_available(): torch.cuda.set_sync_debug_mode('error')
+    try:
+        with pytest.MonkeyPatch.context() as m, Waits():
+            for o in ('cpu','numpy','tolist'): m.setattr(torch.Tensor, o, _asked(o)) # which pass the dispatcher by, or do nothing on a CPU
+            yield
+    finally:
+        if torch.cuda.is_available(): torch.cuda.set_sync_debug_mode('default')
+
+@pytest.mark.parametrize('what', [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.tolist(), lambda x: bool(x), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: float(x), lambda x: x.unique()])
+def test_what_would_wait_is_seen(what):
+    with pytest.raises(RuntimeError, match='waits for a GPU'), no_waiting(): what(torch.ones(()))
+
 def _watched(cls, events):
     "A callback that must not wait for the GPU"
     class Watched(cls):
         def __call__(self, event):
             watch = event in events and getattr(self, 'training', False) and getattr(self, 'train_iter', 0) > 1
-            torch.cuda.set_sync_debug_mode('error' if watch else 'default')
-            try: return super().__call__(event)
-            finally: torch.cuda.set_sync_debug_mode('default')
+            with no_waiting() if watch else nullcontext(): return super().__call__(event)
     Watched.__name__ = cls.__name__ # fastai names callbacks by their class
     return Watched
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])])
 @pytest.mark.parametrize('name', [n for n in methods if n != 'fixmatch']) # which augments image by image
-def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatch, name):
+def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatch, name, device):
     "fastai's own Recorder copies the loss to the CPU in each step; our callbacks and losses must not wait"
     events = 'before_batch','after_pred','after_loss','before_backward','after_backward','after_step','after_batch'
-    dls = own_dls(image_folder, size=32, bs=8, num_workers=0, store=tmp_path/'store', device=torch.device('cuda'))
-    dls.store.to('cuda')
-    cbs = [*robust_cbs(name), SESEMI(), Memorisation(), LabelReport(), FiniteLoss()]
+    dls = own_dls(image_folder, size=32, bs=8, num_workers=0, store=tmp_path/'store', device=torch.device(device))
+    dls.store.to(device)
+    cbs = [*robust_cbs(name), SESEMI(), Memorisation(), LabelReport(), FiniteLoss(every=50)] # 50 is what it takes on a GPU
     for cb in cbs: cb.__class__ = _watched(type(cb), events)
     if name == 'auto': cbs[0].loss_func_of_training.takeover,cbs[0].loss_func_of_training.doubt = (0,2),(0,1)
     call = TrainingLoss.__call__
     def watched_loss(self, *args, **kwargs):
-        torch.cuda.set_sync_debug_mode('error')
-        try: return call(self, *args, **kwargs)
-        finally: torch.cuda.set_sync_debug_mode('default')
+        with no_waiting(): return call(self, *args, **kwargs)
     monkeypatch.setattr(TrainingLoss, '__call__', watched_loss)
-    fit(Learner(dls, tiny_model(), path=tmp_path, cbs=cbs).to_precision('bf16'), 3)
+    monkeypatch.setattr(TrainingLoss, '_check', lambda *args: None) # a look at the labels where that costs nothing: on a CPU
+    fit(Learner(dls, tiny_model(), path=tmp_path, cbs=cbs).to_precision('bf16' if device == 'cuda' else 'fp32'), 3)
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
