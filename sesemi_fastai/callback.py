@@ -115,6 +115,7 @@ class SESEMI(TrainingColumns):
         super().__init__()
         store_attr()
         self._check()
+        self._n_images = 0
         self._forget()
 
     def _check(self):
@@ -130,7 +131,10 @@ class SESEMI(TrainingColumns):
         if not 0 < self.turned < 1: raise InputError(f"turned={self.turned}: give a share between 0 and 1")
         if self.size and (self.bn == 'joint' or self._own_batch): raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
 
-    def _forget(self): self._branch,self._stream,self._seen,self._made_for,self._data,self._fitting,self._on,self._pending,self._logits,self._steps = None,None,None,(),None,False,False,None,None,0
+    def _forget(self):
+        "What belongs to a Learner"
+        self._branch = self._stream = self._data = self._pending = self._seen = self._logits = None
+        self._made_for,self._on,self._steps = (),False,0
 
     @property
     def _own_batch(self): return isinstance(self.unlabeled, str) and self.unlabeled == 'batch'
@@ -148,8 +152,6 @@ class SESEMI(TrainingColumns):
     # -- what the fit sees
     def before_fit(self):
         self.hide_columns() # another callback's `before_fit` may have ended an earlier fit
-        if self.evaluating: return
-        self._fitting = not hasattr(self.learn, 'lr_finder')
         if not self._active: return
         if len(self.dls.train) == 0:
             raise InputError(f"the training images do not fill one batch of {self.dls.train.bs}: pass a smaller bs= to the DataLoaders")
@@ -170,12 +172,11 @@ class SESEMI(TrainingColumns):
 
     def after_fit(self):
         if self.evaluating: return
-        if self._fitting and self._stream: self._stream.close()
+        if self._stream and not self.passive: self._stream.close()
         self.hide_columns()
-        self._fitting = False
 
     @property
-    def _active(self): return self._fitting and (callable(self.weight) or self.weight > 0) and not self.evaluating
+    def _active(self): return (callable(self.weight) or self.weight > 0) and not self.passive
 
     def epoch_means(self) -> list[float]: # Rotation loss in nats, rotation accuracy 0 to 1, weight
         "Means over the steps of the epoch so far, on all processes"
@@ -184,7 +185,7 @@ class SESEMI(TrainingColumns):
     @property
     def n_images(self) -> int:
         "Rotated images sent through the network since the fit began; none where they are the labelled ones"
-        return getattr(self, '_n_images', 0)
+        return self._n_images
 
     def factor(self) -> float:
         "The factor of the rotation loss in this step"

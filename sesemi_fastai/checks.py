@@ -14,8 +14,8 @@ from .augment import augmentations
 from .methods import methods,rejecting
 from .optim import optimizers,schedules
 from .precision import chosen_precision
-from .recipe import resolved
-from .setup import check_noise,datasets,rotates,sesemi_of
+from .recipe import resolved,rotates
+from .setup import check_noise,datasets,sesemi_of
 
 # %% ../nbs/37_checks.ipynb #08c88fee
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),

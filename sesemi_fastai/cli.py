@@ -32,7 +32,7 @@ from fastcore.script import call_parse
 from inspect import signature
 from shlex import quote
 from fastai.vision.all import num_distrib,rank_distrib
-from .core import InputError,RunStopped,image_files,make_folder,one_line,place_of_file,shows_bars,write_text
+from .core import InputError,RunStopped,image_files,make_folder,note,one_line,place_of_file,shows_bars,write_text
 from .bench import speed_record,speed_table
 from .data import noisy_table,read_table,show_noisy_batch
 from .corrections import accepted,merged
@@ -99,8 +99,7 @@ def _only_resume(kwargs):
 
 def _tell_idle(options):
     "A note of what was typed and changes nothing"
-    if (idle := idle_options(options)) and not rank_distrib():
-        print(f"note: {', '.join('--'+o.replace('_', '-') for o in idle)} {'changes' if len(idle) == 1 else 'change'} nothing in this run", file=sys.stderr)
+    if idle := idle_options(options): note(f"{', '.join('--'+o.replace('_', '-') for o in idle)} {'changes' if len(idle) == 1 else 'change'} nothing in this run")
 
 @call_parse
 @delegates(train_run, but='bar,resume')
@@ -143,11 +142,6 @@ def _draw_to_files():
     import matplotlib
     matplotlib.use('Agg')
 
-def _with_differences(records):
-    "The table as text; columns of differences that nothing is in are left out"
-    df = result_table(records, against=True)
-    return df[[k for k in df if not k.startswith('against') or df[k].any()]].to_string(index=False)
-
 @call_parse
 def sesemi_table(
     out:str, # Folder with records, at any depth
@@ -160,7 +154,7 @@ def sesemi_table(
     with _one_line_errors():
         records = [o for o in read_records(out) if noise is None or config_of(o)['noise'] == noise]
         if not records: raise InputError(f"no run in {out} has noise {noise}")
-        print(_with_differences(records))
+        print(result_table(records, against=True).to_string(index=False))
         print(conditions(records))
         if report: write_report(records, report)
         if plot: save_figure(plot_curves(records), plot)

@@ -67,7 +67,7 @@ def corrected(
 ) -> pd.DataFrame: # The same columns
     "`table` without the images that were dropped, and with the new labels"
     fixes = _checked(fixes, table)
-    new = fixes[fixes.action == 'relabel'].set_index('path').new_label if 'new_label' in fixes else pd.Series(dtype=object)
-    new = new.map(lambda o: next(c for c in table.label.unique() if class_name(c) == class_name(o))) # a file has texts where a table may have numbers
-    if len(new): table = table.assign(label=pd.Series([new.get(p, l) for p,l in zip(table.path, table.label)], index=table.index, dtype=table.label.dtype))
+    fix,names = fixes[fixes.action == 'relabel'],{class_name(c):c for c in table.label.unique()} # a file has texts where a table may have numbers
+    new = {p:names[class_name(o)] for p,o in zip(fix.path, fix.get('new_label', ()))}
+    if new: table = table.assign(label=pd.Series([new.get(p, l) for p,l in zip(table.path, table.label)], index=table.index, dtype=table.label.dtype))
     return table[~table.path.isin(fixes.path[fixes.action == 'drop'])].reset_index(drop=True)

@@ -11,7 +11,7 @@ import pandas as pd
 import matplotlib.pyplot as plt
 from .core import InputError,one_line,place_of_file
 from .recipe import config_of
-from .table import distinct,method_name,noise_name,other_settings,records_frame
+from .table import distinct,length_name,method_name,noise_name,of_length,other_settings,records_frame
 
 # %% ../nbs/44_curves.ipynb #1c3687e6
 def by_noise(
@@ -22,20 +22,14 @@ def by_noise(
     for o in sorted(records, key=lambda o: -config_of(o)['noise']): res.setdefault(noise_name(config_of(o)), []).append(o)
     return res
 
-def _length(record):
-    "How long a run was meant to be, in words"
-    c = config_of(record)
-    n = f"{c['epochs']} {dict(labelled='epochs', unlabeled='epochs over the unlabeled images', steps='steps')[c['epoch_unit']]}"
-    return f"{c['max_steps']} steps of {n}" if c['max_steps'] else n
-
 def _kinds(records):
     "Runs by what they are called in the legend: method, epochs, and options in which runs of a method differ"
     df,kinds = distinct(records_frame(records)),{}
-    other = {k:v for k,v in other_settings(df).items() if k not in ('epoch_unit','max_steps')} # the length says them
+    other = {k:v for k,v in other_settings(df).items() if k not in of_length}
     if 'opt' in other and df.groupby('opt').lr.nunique().max() == 1: other.pop('lr', None)
     for i,o in enumerate(records[j] for j in df.index):
         said = [v if k in ('opt','unlabeled') else f'{k} {v}' for k,v in ((k,v.iloc[i]) for k,v in other.items())]
-        kinds.setdefault(', '.join([method_name(o),*said,_length(o)]), []).append(o)
+        kinds.setdefault(', '.join([method_name(o),*said,length_name(config_of(o))]), []).append(o)
     return kinds
 
 _dashes = '-','--','-.',':'

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['noise_levels', 'wordnet_names', 'read_table', 'need_columns', 'label_text', 'leaves_folder', 'checked_table',
-           'named_labels', 'find_noisy_csv', 'noisy_table', 'table_block', 'table_dls', 'noisy_imagenette_dls',
-           'noisy_imagewoof_dls', 'imagewang_table', 'imagewang_dls', 'show_noisy_batch']
+           'named_labels', 'find_noisy_csv', 'need_level', 'noisy_table', 'table_block', 'table_dls',
+           'noisy_imagenette_dls', 'noisy_imagewoof_dls', 'imagewang_table', 'imagewang_dls', 'show_noisy_batch']
 
 # %% ../nbs/28_data.ipynb #56a8dee3
 import os
 import numpy as np
 import pandas as pd
+from functools import cache
 from inspect import signature
+from itertools import product
 from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
@@ -74,10 +76,11 @@ def _no_utf8(text):
 def _from_folder_on(paths, folder):
     "Paths as text; absolute ones that lie in the folder from there on"
     bases = [os.path.join(f(folder), '') for f in (os.path.abspath,os.path.realpath)] # which a link to the folder keeps apart
+    real = cache(os.path.realpath)
     def from_there(o):
         if not os.path.isabs(o): return o
-        for f in (os.path.normpath, lambda p: os.path.join(os.path.realpath(os.path.dirname(p)), os.path.basename(p))):
-            if base := next((b for b in bases if (full := f(o)).startswith(b)), None): return os.path.relpath(full, base)
+        for full,base in product((os.path.normpath(o), os.path.join(real(os.path.dirname(o)), os.path.basename(o))), bases):
+            if full.startswith(base): return os.path.relpath(full, base)
         return o
     return paths.astype(object).map(lambda o: from_there(str(o)), na_action='ignore')
 
@@ -152,14 +155,20 @@ def find_noisy_csv(
     if len(found) != 1: raise InputError(f"{path} should hold one table of labels such as noisy_imagenette.csv; it holds {len(found)}")
     return found[0]
 
+def need_level(
+    noise:int # Percentage of wrong labels
+):
+    "`InputError` if nobody has published labels with so much noise"
+    need_numbers(whole=True, noise=noise)
+    if noise not in noise_levels: raise InputError(f"noise={noise} is unknown: choose one of {', '.join(map(str, noise_levels))}")
+
 def noisy_table(
     path:str|Path, # Folder of Imagenette or Imagewoof with its table of labels
     noise:int=0, # Percentage of wrong labels: 0, 1, 5, 25 or 50
     named:bool=True # Labels as class names, such as 'tench' for n01440764
 ) -> pd.DataFrame: # Columns `path`, `label`, `true`, `is_valid`
     "The published labels at one noise level"
-    need_numbers(whole=True, noise=noise)
-    if noise not in noise_levels: raise InputError(f"noise={noise} is unknown: choose one of {', '.join(map(str, noise_levels))}")
+    need_level(noise)
     csv = find_noisy_csv(path)
     df,col = read_table(csv),f'noisy_labels_{noise}'
     need_columns(df, ['path',col,'noisy_labels_0','is_valid'], csv.name)

@@ -20,13 +20,13 @@ from .checks import check_options,check_types
 from .corrections import merged
 from .data import read_table
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,finished,kept_corrections,need_args,no_trace,options,saved_args
+from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
-from .recipe import overrides,resolved
+from .recipe import overrides,resolved,rotates
 from .record import Record,device_info,git_commit,image_sizes,read_record,versions
 from .scan import scan_images
-from .setup import data_digest,method_of,rotates,set_up,split_files,warmup_of
+from .setup import data_digest,method_of,set_up,split_files,warmup_of
 from .weights import export_weights as write_weights
 
 # %% ../nbs/38_experiment.ipynb #271eefdd
@@ -162,7 +162,7 @@ def train_run(
 def _train(args, config):
     "A run whose arguments are in order and whose folder is free"
     out,bar = args['out'],args['bar']
-    if args['resume'] and finished(out, config): return clear(out) or read_record(out) # another process was faster
+    if args['resume'] and out and is_done(out, {**config, 'path':None}): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
     args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'])

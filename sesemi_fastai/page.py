@@ -15,7 +15,7 @@ from .curves import by_noise,plot_curves
 from .labels import plot_suspects,read_labels
 from .predictions import plot_confusion,plot_worst,read_predictions
 from .recipe import config_of
-from .table import conditions,method_name,noise_name,other_settings,published_beside,records_frame,result_table
+from .table import conditions,length_name,method_name,noise_name,of_length,other_settings,published_beside,records_frame,result_table
 
 # %% ../nbs/45_page.ipynb #85bfa259
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
@@ -72,10 +72,10 @@ def _lies_below(df, base): return df.path.notna().any() and (base/df.path.dropna
 
 def _run_names(records):
     "The kind of each run, in words that tell it from all others, and its seed"
-    other = {k:v.tolist() for k,v in other_settings(records_frame(records)).items() if k != 'opt'}
+    other = {k:v.tolist() for k,v in other_settings(records_frame(records)).items() if k not in ('opt',*of_length)}
     for i,o in enumerate(records):
         c = config_of(o)
-        yield ', '.join([noise_name(c), method_name(o), c['opt'], f"{c['epochs']} epochs", *(f'{k} {v[i]}' for k,v in other.items())]),c['seed']
+        yield ', '.join([noise_name(c), method_name(o), c['opt'], length_name(c), *(f'{k} {v[i]}' for k,v in other.items())]),c['seed']
 
 def write_report(
     records, # Finished records
@@ -89,7 +89,7 @@ def write_report(
     page = Html(Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title), Style(_style)),
                 Body(H1(title), H2('Accuracy on the validation images'), _html(result_table(records, against=True)),
                      P('Percent at the final epoch, mean ± standard deviation over runs; the best epoch was chosen on the validation images. Differences are seed by seed, '
-                       'in points, with Student\'s 95 % interval. Images through the network: labelled and rotated.', cls='note'),
+                       'in points, with Student\'s 95 % interval. Images through the network: labelled ones, and those that were turned or got a label of the network\'s; equal compute counts shrunk ones by their area.', cls='note'),
                      P(conditions(records), cls='note'), *_published(records), H2('Curves and pictures'), *shown), lang='en')
     write_text(fname, to_xml(page).encode('utf-8', 'replace').decode()) # names of folders may be no UTF-8
     return Path(fname)

@@ -91,11 +91,11 @@ def meets_one_pixel(
     met = []
     def look(m, args): met.append(args[0].shape[-2:] == (1,1))
     handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 and max(m.kernel_size) > 1]
-    was = model.training
+    modes = [(m,m.training) for m in model.modules()]
     try:
         with torch.no_grad(): model.eval()(torch.zeros(1, 3, size, size))
     finally:
-        model.train(was)
+        for m,mode in modes: m.training = mode
         for h in handles: h.remove()
     return any(met)
 

@@ -45,12 +45,15 @@ def git_commit() -> str|None: # Hash, with '+changes' behind it where files diff
         return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--untracked-files=no', '.') else '')
     except (OSError,subprocess.CalledProcessError): return None
 
+def _size(file):
+    with Image.open(file) as im: return im.size
+
 def image_sizes(
     files # Image files
 ) -> str: # Such as '224x224', or 'various'
     "The size that a sample of `files` has"
     files = random.Random(0).sample(list(files), min(64, len(files)))
-    sizes = {Image.open(f).size for f in files}
+    sizes = {_size(f) for f in files}
     return '{}x{}'.format(*sizes.pop()) if len(sizes) == 1 else 'various'
 
 # %% ../nbs/34_record.ipynb #03606296
@@ -166,6 +169,14 @@ def read_record(
 _needed,_numbers = ('method','transductive','device','threads'),('accuracy','best_accuracy','labelled_passes','images','seconds') # what tables are made from
 _parts = [('data',o) for o in ('folder','pixels','train_images','valid_images')] + [('versions',o) for o in ('torch','fastai')]
 
+def _check_record(o):
+    "Raises what a record of a run does not, if something is missing that tables are made from"
+    config_of(o)['noise']
+    o['history'][0]['accuracy']
+    for k in _needed: o[k]
+    for k in _numbers: 1.*o[k]
+    for k,j in _parts: o[k][j]
+
 def find_records(
     out:str|Path # Folder with record.json files at any depth
 ) -> dict: # Finished records by folder
@@ -176,7 +187,7 @@ def find_records(
         try:
             o = json.loads(f.read_text())
             if o['status'] != 'done': continue
-            config_of(o)['noise'],o['history'][0]['accuracy'],[o[k] for k in _needed],[1.*o[k] for k in _numbers],[o[k][j] for k,j in _parts]
+            _check_record(o)
         except InputError as e: raise InputError(f"{f}: {e}") from None
         except (ValueError,KeyError,TypeError,IndexError,AttributeError) as e: raise InputError(f"{f} is not a record of a run, or a broken one: remove it or choose another folder") from None
         found[f.parent] = o

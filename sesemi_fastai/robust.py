@@ -203,20 +203,25 @@ class ForwardCorrection(TemporalTargets):
         passes = round(self.passes)
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in (self.takeover,self.doubt))
         trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
-        if not trust or math.isnan(share := self.wrong_labels): return
+        share,matrix = self._estimate() if trust else (math.nan,None)
+        if math.isnan(share): return
         classes = self.targets.shape[1]-1
-        if self._stands_out: self.matrix = trust*self.label_matrix + (1-trust)*torch.eye(classes, device=device)
-        else: self.rate = trust*min(share, 1-1/classes)
+        if matrix is None: self.rate = trust*min(share, 1-1/classes)
+        else: self.matrix = trust*matrix + (1-trust)*torch.eye(classes, device=device)
 
     @property
     def _seen(self):
         "Targets and given labels, -1 for images that were not seen"
         t = self.targets[:,:-1]
         return t,(self.targets[:,-1].long()-1).where(t.sum(1) > 0, -1)
-    @property
-    def _stands_out(self):
-        "Whether labels say that wrong ones follow the class"
-        return self.by_class is not None and share_by_class(labels_by_class(*self._seen, self.surest)) > self.by_class
+    def _estimate(self):
+        "Share of wrong labels, nan before any training; and the matrix of them where labels say that wrong ones follow the class, None elsewhere"
+        if self.targets is None: return math.nan,None
+        t,labels = self._seen
+        counts = None if self.by_class is None else labels_by_class(t, labels, self.surest)
+        if counts is None or share_by_class(counts) <= self.by_class: return share_of_wrong_labels(t, labels, self.surest),None
+        matrix,images = transition(counts),t[labels >= 0].argmax(1).bincount(minlength=t.shape[1])
+        return (images*(1-matrix.diag())).sum().item()/images.sum().item(),matrix
 
     @property
     def label_matrix(self) -> Tensor: # [K,K]; None before any training
@@ -226,11 +231,7 @@ class ForwardCorrection(TemporalTargets):
     @property
     def wrong_labels(self) -> float:
         "Estimated share of wrong labels: of the surest targets, those that are another class than the label, of each class for itself where labels follow it; nan before any training"
-        if self.targets is None: return math.nan
-        targets,labels = self._seen
-        if not self._stands_out: return share_of_wrong_labels(targets, labels, self.surest)
-        images = targets[labels >= 0].argmax(1).bincount(minlength=targets.shape[1])
-        return (images*(1-self.label_matrix.diag())).sum().item()/images.sum().item()
+        return self._estimate()[0]
 
     def per_image(self, pred, targ):
         y = _plain(targ)

@@ -10,13 +10,12 @@ import sys,time,tomllib
 from itertools import product
 from pathlib import Path
 from fastprogress.fastprogress import format_time
-from .core import InputError,RunStopped,one_line
+from .core import InputError,RunStopped,note,one_line
 from .checks import check_options,check_types
 from .experiment import train_run
 from .folder import Busy,alone,begun,clear,is_done,was_left
-from .recipe import recipe_options,resolved
+from .recipe import recipe_options,resolved,rotated_bs,rotates
 from .record import read_record
-from .setup import rotates
 
 # %% ../nbs/39_study.ipynb #22fee7e3
 def run_cost(
@@ -24,7 +23,7 @@ def run_cost(
 ) -> float: # In forward and backward passes over the labelled images, roughly
     "How long a run takes, compared with others of a study"
     c = resolved(config)
-    rotated = (c['unlabeled_bs'] or max(1, c['bs']//4))*(4 if c['turns'] == 'all' else 1)/c['bs']/c['every'] if rotates(c) and c['unlabeled'] != 'batch' else 0
+    rotated = rotated_bs(c)/c['bs']/c['every']
     if c['rot_size']: rotated *= (c['rot_size']/c['size'])**2
     return c['epochs']*(1+rotated)
 
@@ -83,7 +82,7 @@ def comparison(
     if whole['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
     n,cost = whole['epochs'],run_cost(whole)
     same = round(cost)
-    if same > n and not _compares(cost): print(f"note: SESEMI's compute is that of {cost:g} epochs of plain training, and {same} are no match: the table will not compare them; --epochs {next((o for o in range(n+1, n+100) if _compares(cost*o/n)), 2*n)} would do", file=sys.stderr)
+    if same > n and not _compares(cost): note(f"SESEMI's compute is that of {cost:g} epochs of plain training, and {same} are no match: the table will not compare them; --epochs {next((o for o in range(n+1, n+100) if _compares(cost*o/n)), 2*n)} would do")
     kinds = dict(plain=dict(epochs=n, unlabeled='none'), sesemi=dict(epochs=n), **(dict(plain_compute=dict(epochs=same, unlabeled='none')) if same > n else {}))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}
 

@@ -8,7 +8,7 @@ __all__ = ['linkers', 'write_noisy_tree']
 # %% ../nbs/29_tree.ipynb #1a4d6836
 import os,shutil,tempfile
 from pathlib import Path
-from .core import InputError,progress
+from .core import InputError,choose,progress
 from .data import noisy_table
 
 # %% ../nbs/29_tree.ipynb #32d11c39
@@ -45,7 +45,7 @@ def write_noisy_tree(
     link:str='copy' # copy, hard or symlink
 ) -> Path: # The tree
     "Write the folder tree of one noise level, whole or not at all"
-    if link not in linkers: raise InputError(f"link {link!r} is unknown: choose one of {', '.join(linkers)}")
+    choose(linkers, link, 'link')
     tree,targets = Path(out or path)/f'noisy{noise}',_targets(noisy_table(path, noise, named=False), path)
     if tree.exists():
         if _files(tree) == set(targets):

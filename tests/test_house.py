@@ -15,7 +15,7 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                setup=['arch','callback','core','data','labels','memory','methods','mini','optim','own','precision','predictions','prefetch','recipe','scan','selection','steps','stream'],
                checks=['arch','augment','core','methods','optim','precision','recipe','setup'],
                experiment=['checkpoint','checks','core','corrections','data','distributed','folder','labels','optim','recipe','record','scan','setup','weights'],
-               study=['checks','core','experiment','folder','recipe','record','setup'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','prefetch','record','rotation','stream'],
+               study=['checks','core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','prefetch','record','rotation','stream'],
                scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','recipe','table'],
                page=['core','curves','labels','predictions','recipe','table'], loggers=['core'],
                cli=['bench','checks','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe','record','scale','scan','setup','stream','study','table','tree'])
