@@ -1257,6 +1257,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.study.study_records': ('study.html#study_records', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study.study_runs': ('study.html#study_runs', 'sesemi_fastai/study.py')},
             'sesemi_fastai.table': { 'sesemi_fastai.table._compared_with': ('table.html#_compared_with', 'sesemi_fastai/table.py'),
+                                     'sesemi_fastai.table._images_of_folder': ('table.html#_images_of_folder', 'sesemi_fastai/table.py'),
                                      'sesemi_fastai.table._interval': ('table.html#_interval', 'sesemi_fastai/table.py'),
                                      'sesemi_fastai.table._kinds': ('table.html#_kinds', 'sesemi_fastai/table.py'),
                                      'sesemi_fastai.table._percent': ('table.html#_percent', 'sesemi_fastai/table.py'),

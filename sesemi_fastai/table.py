@@ -13,7 +13,7 @@ from itertools import product
 import pandas as pd
 from scipy import stats
 from .core import InputError
-from .recipe import config_of,not_the_method
+from .recipe import config_of,not_the_method,unlabeled_names
 
 # %% ../nbs/43_table.ipynb #b63ee982
 def method_name(
@@ -45,12 +45,16 @@ _outcome = *_figures,'started'
 
 def _percent(share): return float('nan') if share is None else 100*share
 
+def _images_of_folder(o):
+    "How many unlabeled images a folder had, of which a record keeps the name only"
+    return None if config_of(o)['unlabeled'] in unlabeled_names else o.get('unlabeled_images')
+
 def records_frame(
     records # Finished records, as from `read_records`
 ) -> pd.DataFrame: # One row a run; accuracies in percent
     "The figures of each run"
     return _same_digest(pd.DataFrame([dict(
-        **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], digest=o['data'].get('digest'), processes=o.get('processes', 1), method=method_name(o), unlabeled_images=o.get('unlabeled_images'), started=o.get('started', ''),
+        **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], digest=o['data'].get('digest'), processes=o.get('processes', 1), method=method_name(o), unlabeled_images=_images_of_folder(o), started=o.get('started', ''),
         final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'], images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
         rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records]))
 
