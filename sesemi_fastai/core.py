@@ -116,6 +116,7 @@ def real_paths(
         res.append(os.path.realpath(full) if os.path.islink(full) else full)
     return res
 
+# %% ../nbs/00_core.ipynb #a3de8f99
 def note(
     text:str # One line
 ):
@@ -131,6 +132,7 @@ def choose(
     if not isinstance(name, str) or name not in options: raise InputError(f"{what} {name!r} is unknown: choose one of {', '.join(options)}")
     return options[name]
 
+# %% ../nbs/00_core.ipynb #1c076a7a
 def shows_bars() -> bool:
     "Whether a progress bar has somebody to look at it"
     return IN_NOTEBOOK or sys.stdout.isatty()
