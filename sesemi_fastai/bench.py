@@ -9,7 +9,7 @@ __all__ = ['BareStep', 'PublishedLoop', 'Stopwatch', 'LearnerSteps', 'OwnCost', 
 # %% ../nbs/41_bench.ipynb #d585888f
 import os,random,subprocess,sys,time
 from pathlib import Path
-import numpy as np, pandas as pd
+import pandas as pd
 import torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import Callback,CancelFitException,ChannelsLast,Learner,CrossEntropyLossFlat,OptimWrapper,default_device

@@ -9,6 +9,7 @@ __all__ = ['LabelCleaner']
 from pathlib import Path
 import pandas as pd
 from .core import InputError,need_numbers,write_text
+from .corrections import read_corrections
 
 # %% ../nbs/27_cleaner.ipynb #40f2e9cb
 _columns = 'path','label','suggested','score','action','new_label'
@@ -16,10 +17,7 @@ _columns = 'path','label','suggested','score','action','new_label'
 def _decided(fname):
     "What stands in a file of corrections; no rows if there is none"
     if not fname or not Path(fname).is_file(): return pd.DataFrame(columns=_columns)
-    try: df = pd.read_csv(fname, dtype=str, keep_default_na=False)
-    except ValueError as e: raise InputError(f"{fname} is no table: {e}; choose another fname") from None
-    if missing := {'path','action'}-set(df): raise InputError(f"{fname} holds no corrections: it has no column {sorted(missing)[0]!r}; choose another fname")
-    df['action'] = df.action.str.strip().str.lower().replace('', 'keep') # as training reads it
+    df = read_corrections(fname)
     return df.reindex(columns=[*_columns, *(o for o in df if o not in _columns)], fill_value='')
 
 def _menu_value(action, new_label): return {'drop':'<Delete>','relabel':new_label}.get(action, '<Keep>')

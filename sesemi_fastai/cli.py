@@ -34,8 +34,8 @@ from shlex import quote
 from fastai.vision.all import num_distrib,rank_distrib
 from .core import InputError,RunStopped,image_files,make_folder,note,one_line,place_of_file,shows_bars,write_text
 from .bench import speed_record,speed_table
-from .data import noisy_table,read_table,show_noisy_batch
-from .corrections import accepted,merged
+from .data import noisy_table,show_noisy_batch
+from .corrections import accepted,add_corrections,read_corrections
 from .labels import average_precision,cleanlab_of,read_labels,self_confidence,truly_wrong
 from .checks import check_options,idle_options
 from .experiment import train_run,resume_run
@@ -262,14 +262,12 @@ def _told_missing(folder, df):
 
 def _write_corrections(taken, fname, df):
     "Add what is accepted to what `fname` holds already; decisions that are there stay. The sentences about it"
-    old = read_table(fname, dtype=str).fillna('') if fname.is_file() else None
-    if old is not None and not {'path','action'} <= set(old): raise InputError(f"{fname} is there and holds no corrections: choose another file")
-    res = taken if old is None else merged(taken, old)
-    write_text(fname, res.to_csv(index=False))
+    there = len(read_corrections(fname)) if fname.is_file() else None
+    res = add_corrections(taken, fname)
     wrong = truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()
     judged = f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong\n" if len(wrong) else ''
-    before = '' if old is None else f", beside {len(old)} decisions that were there and stay (without {fname} all is decided anew)"
-    return judged + (f"{len(res)-len(old if old is not None else [])} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {quote(str(fname))}")
+    before = '' if there is None else f", beside {there} decisions that were there and stay (without {fname} all is decided anew)"
+    return judged + (f"{len(res)-(there or 0)} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {quote(str(fname))}")
 
 @call_parse
 def sesemi_labels(

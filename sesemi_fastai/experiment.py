@@ -14,11 +14,10 @@ from datetime import datetime,timezone
 from pathlib import Path
 from fastcore.xtras import ContextManagers
 from fastai.vision.all import num_distrib,rank_distrib
-from .core import InputError,RunStopped,atomic_path,one_line,write_text
+from .core import InputError,RunStopped,atomic_path,one_line,read_table,write_text
 from .checkpoint import Checkpoint,FiniteLoss
 from .checks import check_options,check_types
-from .corrections import merged
-from .data import read_table
+from .corrections import add_corrections,read_corrections
 from .distributed import leave_together,own_gpu
 from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
@@ -57,7 +56,7 @@ def _check(config, path, export, weights, out):
     check_options(config)
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
-    if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file() and 'path' not in read_table(kept): raise InputError(f"{kept} is there and holds no corrections: move it away, or choose another --out")
+    if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file(): read_corrections(kept) # of another kind it could not be added to
     if out: _need_free_places(out, path if path and Path(path).is_file() else None)
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
     if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
@@ -67,11 +66,6 @@ def _judge_labels(learn, keep):
     if learn.label_report.total is None or 'true' not in learn.dls.table: return
     df = learn.label_report.frame()
     if truly_wrong(df).any(): keep.save(label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
-
-def _keep_corrections(used, fname):
-    "What the run was trained with goes beside its list, whose decisions are added to it; those that are there stay"
-    used,old = (read_table(o, dtype=str).fillna('') if Path(o).is_file() else None for o in (used,fname))
-    write_text(fname, (used if old is None else merged(used, old)).to_csv(index=False))
 
 def _as_begun(fname, ckpts):
     "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
@@ -84,7 +78,7 @@ def _as_begun(fname, ckpts):
 def _leave_results(learn, export, weights, out, corrections=None):
     "Write what was asked for; only then is the run done, and the checkpoints have done their work"
     if learn.predictions.last: write_text(learn.path/'predictions.csv', learn.predictions.frame().to_csv(index=False))
-    if corrections: _keep_corrections(corrections, learn.path/'corrections.csv')
+    if corrections: add_corrections(read_corrections(corrections), learn.path/'corrections.csv') # beside the list, whose decisions are added to it
     if learn.label_report.total is not None: write_text(learn.path/'labels.csv', learn.label_report.frame().to_csv(index=False))
     try:
         if export:

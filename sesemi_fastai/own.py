@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 from fastcore.basics import groupby
 from fastai.vision.all import DataLoaders,is_iter
-from .core import InputError,image_files,need_numbers,note,real_paths
-from .data import checked_table,label_text,named_labels,need_columns,read_table,table_dls
+from .core import InputError,image_files,need_columns,need_numbers,note,read_table,real_paths
+from .data import checked_table,label_text,named_labels,table_dls
 
 # %% ../nbs/28a_own.ipynb #ac82d23e
 _train,_valid = ('train','training'),('val','valid','validation')
