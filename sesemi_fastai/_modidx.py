@@ -1235,6 +1235,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sesemi_fastai.stream._input_dataset': ('stream.html#_input_dataset', 'sesemi_fastai/stream.py'),
                                       'sesemi_fastai.stream._joined': ('stream.html#_joined', 'sesemi_fastai/stream.py'),
                                       'sesemi_fastai.stream._places': ('stream.html#_places', 'sesemi_fastai/stream.py'),
+                                      'sesemi_fastai.stream._tell_turned': ('stream.html#_tell_turned', 'sesemi_fastai/stream.py'),
                                       'sesemi_fastai.stream._upright': ('stream.html#_upright', 'sesemi_fastai/stream.py'),
                                       'sesemi_fastai.stream._with_unlabeled': ('stream.html#_with_unlabeled', 'sesemi_fastai/stream.py'),
                                       'sesemi_fastai.stream.is_transductive': ('stream.html#is_transductive', 'sesemi_fastai/stream.py'),

@@ -7,7 +7,7 @@ __all__ = ['OwnRandom', 'is_transductive', 'sees_validation', 'unlabeled_items',
            'show_rotated_batch']
 
 # %% ../nbs/06_stream.ipynb #1d461f1b
-import os
+import os,warnings
 from contextlib import contextmanager
 from copy import deepcopy
 import numpy as np, pandas as pd
@@ -15,9 +15,10 @@ from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoade
                                get_random_states,set_random_states,no_random,is_iter,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
-from .core import InputError,image_files,need_numbers,progress,real_paths
+from .core import InputError,image_files,need_numbers,note,progress,real_paths
 from .distributed import own_share,plain_dl,states_for_here
 from .rotation import rotate_batch
+from .scan import image_fault
 
 # %% ../nbs/06_stream.ipynb #5564c992
 class OwnRandom:
@@ -144,6 +145,17 @@ def unlabeled_dl(
     return train.new(_input_dataset(dls.train_ds, items), cls=StoreDL if isinstance(train, StoreDL) else TfmdDL, bs=bs, n=None, shuffle=True,
                      drop_last=True, num_workers=num_workers, **tfms)
 
+# %% ../nbs/06_stream.ipynb #8b3a49ed
+def _tell_turned(dls, items, n=24):
+    "A note if some of `n` files among `items` are turned by EXIF data"
+    if isinstance(items, pd.DataFrame): items = [os.path.join(dls.path, str(o)) for o in items[_columns_read(dls)[0]]] if len(items) else ()
+    files = [o for o in items[::max(1, len(items)//n)][:n] if isinstance(o, (str,Path))]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        turned = [o for o in files if (fault := image_fault(o)) and fault[0] == 'turned']
+    if turned: note(f"{len(turned)} of {len(files)} unlabeled images that were looked at, such as {turned[0]}, are turned by EXIF data, which fastai does not apply, so that their turns would be learned wrong: rotate the files, or leave them out by bad_images='skip' in own_dls, which takes further images as unlabeled=")
+
+
 # %% ../nbs/06_stream.ipynb #223e93b3
 class UnlabeledStream:
     "Endless batches of unlabeled images, with random numbers of its own"
@@ -157,6 +169,7 @@ class UnlabeledStream:
         self.random,self._it,self._peeked = OwnRandom(seed + 1_000_003*rank_distrib()),None,None
         with self.random():
             self.dl = self._loader(dls, source, bs, num_workers)
+        if not isinstance(source, (DataLoader,TorchDataLoader)): _tell_turned(dls, self.items)
 
     @property
     def items(self):
