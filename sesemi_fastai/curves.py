@@ -32,7 +32,7 @@ def _kinds(records):
         kinds.setdefault(', '.join([method_name(o),*said,length_name(config_of(o))]), []).append(o)
     return kinds
 
-_dashes = '-','--','-.',':'
+_dashes = '-','--','-.',':',(0,(1,4)),(0,(6,1,1,1,1,1)) # lengths beyond the sixth look alike
 
 def _style(kinds):
     "A colour for each method with its options, other dashes for the longer runs of it"
@@ -40,12 +40,13 @@ def _style(kinds):
     lengths = {n:sorted({length[k] for k in kinds if names[k] == n}) for n in names.values()}
     many = plt.get_cmap('tab20').colors
     colours = {n:many[i%20] if len(lengths) > 10 else f'C{i}' for i,n in enumerate(lengths)}
-    return {k:dict(color=colours[n], ls=_dashes[min(lengths[n].index(length[k]), 3)]) for k,n in names.items()}
+    return {k:dict(color=colours[n], ls=_dashes[min(lengths[n].index(length[k]), len(_dashes)-1)]) for k,n in names.items()}
 
 def _draw(ax, kinds, style, x_of, y_of):
     for name,runs in kinds.items():
         xs,ys = [x_of(runs[0], i) for i in range(len(runs[0]['history']))],[[float('nan') if (y := y_of(h)) is None else 100*y for h in o['history']] for o in runs]
-        for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **style[name])
+        if len(kinds) <= _most_with_runs:
+            for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **style[name])
         ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, marker='o' if len(xs) <= 30 else None, ms=3, label=name, **style[name])
 
 def _with_column(kinds, column):
@@ -61,6 +62,7 @@ def _at(record, count, i):
     return record['history'][i].get(count, (i+1)*whole/len(record['history']))
 
 _most_within = 6 # curves whose names leave room for them in a panel
+_most_with_runs = 12 # kinds of runs beside whose means the single runs can still be seen
 
 def plot_curves(
     records, # Finished records of one noise level

@@ -88,7 +88,6 @@ def _check_splits(df):
 def checked_table(
     df:pd.DataFrame, # Columns `path`, `label`, `is_valid`, maybe `true`
     folder:str|Path, # What the paths are relative to
-    check_splits:bool=True, # Refuse classes that are in one split only
     check_links:bool=True, # Refuse symbolic links to files outside of the folder
     repeats:bool=False # Training images may stand there several times, to be seen more often
 ) -> pd.DataFrame: # The same columns, `is_valid` as bool
@@ -102,7 +101,7 @@ def checked_table(
     df['is_valid'] = df.is_valid.astype(bool)
     _check_paths(df, Path(folder), repeats)
     if check_links: _check_links(df, folder)
-    if check_splits: _check_splits(df)
+    _check_splits(df)
     return df
 
 # %% ../nbs/28_data.ipynb #c25fc2c5
