@@ -134,7 +134,7 @@ class SESEMI(TrainingColumns):
     def _forget(self):
         "What belongs to a Learner"
         self._branch = self._stream = self._data = self._pending = self._seen = self._logits = None
-        self._made_for,self._on,self._steps = (),False,0
+        self._made_for,self._fitting,self._on,self._steps = (),False,False,0
 
     @property
     def _own_batch(self): return isinstance(self.unlabeled, str) and self.unlabeled == 'batch'
@@ -152,6 +152,8 @@ class SESEMI(TrainingColumns):
     # -- what the fit sees
     def before_fit(self):
         self.hide_columns() # another callback's `before_fit` may have ended an earlier fit
+        if self.evaluating: return
+        self._fitting = not self.passive
         if not self._active: return
         if len(self.dls.train) == 0:
             raise InputError(f"the training images do not fill one batch of {self.dls.train.bs}: pass a smaller bs= to the DataLoaders")
@@ -172,11 +174,12 @@ class SESEMI(TrainingColumns):
 
     def after_fit(self):
         if self.evaluating: return
-        if self._stream and not self.passive: self._stream.close()
+        if self._fitting and self._stream: self._stream.close()
         self.hide_columns()
+        self._fitting = False
 
     @property
-    def _active(self): return (callable(self.weight) or self.weight > 0) and not self.passive
+    def _active(self): return self._fitting and (callable(self.weight) or self.weight > 0) and not self.evaluating
 
     def epoch_means(self) -> list[float]: # Rotation loss in nats, rotation accuracy 0 to 1, weight
         "Means over the steps of the epoch so far, on all processes"

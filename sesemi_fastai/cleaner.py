@@ -9,7 +9,7 @@ __all__ = ['LabelCleaner']
 from pathlib import Path
 import pandas as pd
 from .core import InputError,need_numbers,write_text
-from .corrections import read_corrections
+from .corrections import plain_actions,read_corrections
 
 # %% ../nbs/27_cleaner.ipynb #40f2e9cb
 _columns = 'path','label','suggested','score','action','new_label'
@@ -17,7 +17,7 @@ _columns = 'path','label','suggested','score','action','new_label'
 def _decided(fname):
     "What stands in a file of corrections; no rows if there is none"
     if not fname or not Path(fname).is_file(): return pd.DataFrame(columns=_columns)
-    df = read_corrections(fname)
+    df = read_corrections(fname).pipe(lambda o: o.assign(action=plain_actions(o.action)))
     return df.reindex(columns=[*_columns, *(o for o in df if o not in _columns)], fill_value='')
 
 def _menu_value(action, new_label): return {'drop':'<Delete>','relabel':new_label}.get(action, '<Keep>')

@@ -51,6 +51,7 @@ def _from_folder_on(paths, folder):
     real = cache(os.path.realpath)
     def from_there(o):
         if not os.path.isabs(o): return o
+        if '\0' in o: return o # which no file system takes
         for full,base in product((os.path.normpath(o), os.path.join(real(os.path.dirname(o)), os.path.basename(o))), bases):
             if full.startswith(base): return os.path.relpath(full, base)
         return o

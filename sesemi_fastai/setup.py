@@ -9,7 +9,6 @@ __all__ = ['datasets', 'check_noise', 'make_dls', 'split_files', 'unlabeled_file
 # %% ../nbs/36_setup.ipynb #c59da991
 import hashlib,os
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 import pandas as pd
 import torch
@@ -125,9 +124,10 @@ def method_of(
 def _rejected_of(files):
     "A function that gives SESEMI the rejected images among `files`"
     upright = {os.path.abspath(o) for o in files}
-    @cache
-    def places(dls): return {i for i,o in enumerate(dls.train_ds.items.path) if os.path.abspath(Path(dls.path)/o) in upright}
-    return lambda learn: rejected_items(learn, places(learn.dls))
+    def of_epoch(learn):
+        paths = learn.dls.train_ds.items.path
+        return rejected_items(learn, {i for i,o in enumerate(paths) if os.path.abspath(Path(learn.dls.path)/o) in upright})
+    return of_epoch
 
 def sesemi_of(
     config:dict, # Full configuration

@@ -68,6 +68,7 @@ def distinct(
     df:pd.DataFrame # From `records_frame`
 ) -> pd.DataFrame: # Some of its rows
     "A run that is there twice counts once, the newest of them: the same options, on the same data"
+    if not len(df): return df
     newest = df.sort_values('started', ascending=False, kind='stable').drop_duplicates([k for k in df if k not in _outcome])
     return df.loc[df.index.isin(newest.index)]
 
@@ -97,9 +98,10 @@ def other_settings(
     s:pd.DataFrame # From `summary` or `records_frame`
 ) -> dict: # Columns of text, by name
     "The options in which runs of the same method differ, or any runs if the option is not one of the method"
-    known = {'noise','method','epochs','runs','std','seed','digest',*_outcome}
+    known = {'noise','method','epochs','runs','std','seed','digest','unlabeled_images',*_outcome}
     def differs(k): return s.groupby('method')[k].nunique(dropna=False).max() > 1 or k not in _of_method and s[k].nunique(dropna=False) > 1
     res = {k:s[k].astype(str) for k in s if k not in known and differs(k)}
+    if s.groupby('unlabeled').unlabeled_images.nunique().max() > 1: res['unlabeled images'] = s.unlabeled_images.map('{:.0f}'.format, na_action='ignore').fillna('–') # folders of one name that are not the same
     if s.groupby(['dataset','data','noise','corrections'], dropna=False).digest.nunique(dropna=False).max() > 1: res['data digest'] = s.digest.astype(str).str[:8] # data of one name that are not the same
     return res
 
@@ -122,7 +124,8 @@ def conditions(
 ) -> str: # One sentence
     "What all the runs share: data, network, optimizer, hardware, versions; and how many are not counted"
     df = records_frame(records)
-    again,other = len(df)-len(distinct(df)),len(df.drop_duplicates([k for k in df if k not in _outcome or k == 'final']))-len(distinct(df))
+    kept,key = distinct(df),[k for k in df if k not in _outcome]
+    again,other = len(df)-len(kept),len(df)-len(df.merge(kept[[*key,'final']], on=[*key,'final']))
     seen = sum(o['transductive'] for o in records)
     def one(f): return ', '.join(dict.fromkeys(str(f(o)) for o in records))
     def option(k): return one(lambda o: config_of(o)[k])

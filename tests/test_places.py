@@ -15,6 +15,7 @@ from test_resume import Crash
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*meta parameter') # loading values into nothing
 aten = torch.ops.aten
+may_mix = aten.copy_,aten._to_copy # a GPU takes indices of a CPU as well, but has to wait for them
 def _meta(o): return isinstance(o, torch.Tensor) and o.device.type == 'meta'
 
 class Pretend(TorchDispatchMode):
@@ -24,10 +25,12 @@ class Pretend(TorchDispatchMode):
         if not any(map(_meta, tree_leaves((args,kwargs)))): return func(*args, **kwargs)
         if func.overloadpacket in (aten._local_scalar_dense, aten.equal) or kwargs.get('device') == torch.device('cpu'): return func(*self._ones(args), **self._ones(kwargs))
         if func.overloadpacket is aten.copy_ and not _meta(args[0]): return args[0].fill_(1)
+        if func.overloadpacket not in may_mix: self._one_place(func, args, kwargs)
         try: return func(*args, **kwargs)
         except NotImplementedError: # the result's shape depends on values
-            if any(o.ndim for o in tree_leaves((args,kwargs)) if torch.is_tensor(o) and not _meta(o)): raise RuntimeError(f'{func} gets tensors of two places') from None
             return tree_map_only(torch.Tensor, lambda o: o.to('meta'), func(*self._ones(args), **self._ones(kwargs)))
+    def _one_place(self, func, args, kwargs):
+        if any(o.ndim for o in tree_leaves((args,kwargs)) if torch.is_tensor(o) and not _meta(o)): raise RuntimeError(f'{func} gets tensors of more than one device')
     def _ones(self, args): return tree_map_only(torch.Tensor, lambda o: torch.ones(o.shape, dtype=o.dtype) if _meta(o) else o, args)
 
 @pytest.fixture
@@ -63,6 +66,10 @@ def test_lr_find_and_fine_tune(go):
     learn = go(0, *robust_cbs('auto'), SESEMI(), LabelReport())
     learn.lr_find(show_plot=False, num_it=8)
     learn.fine_tune(1)
+
+@pytest.mark.parametrize('mix', [lambda g,c: g @ c, lambda g,c: c[g.long()], lambda g,c: g.index_put_((g[0].long(),), c), lambda g,c: torch.nn.functional.linear(g, c)])
+def test_mixtures_are_seen(mix):
+    with Pretend(), pytest.raises(RuntimeError): mix(torch.zeros(3, 3, device='meta'), torch.zeros(3, 3))
 
 class OnTwoPlaces(TrainingLoss):
     "A loss with a weight for each class that stays on the CPU"

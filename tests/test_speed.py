@@ -92,12 +92,12 @@ def test_operations_beside_the_extra_pass(make_learn):
     other = ops_of_a_step(make_learn)+forward_and_backward(make_learn)
     assert 0 < ops_of_a_step(make_learn, SESEMI(bs=4))-other < most_ops < ops_of_a_step(make_learn, Twice(bs=4))-other
 
-waits = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten.equal, torch.ops.aten._unique2, torch.ops.aten.unique_dim}
+waits = {getattr(torch.ops.aten, o) for o in ('_local_scalar_dense','nonzero','masked_select','equal','allclose','_unique2','unique_dim','unique_consecutive','bincount')}
 
 class Waits(TorchDispatchMode):
     "Fails where PyTorch would wait for a GPU to know a value, also where there is no GPU"
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_) and any(o is not None and o.dtype == torch.bool for o in args[1])
+        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_) and any(o is not None and o.dtype == torch.bool for o in args[1])
         if by_mask or func.overloadpacket in waits: raise RuntimeError(f'{func} waits for a GPU')
         return func(*args, **(kwargs or {}))
 
@@ -112,11 +112,12 @@ def no_waiting():
     try:
         with pytest.MonkeyPatch.context() as m, Waits():
             for o in ('cpu','numpy','tolist'): m.setattr(torch.Tensor, o, _asked(o)) # which pass the dispatcher by, or do nothing on a CPU
+            m.setattr(torch.Tensor, 'to', lambda x, *args, to=torch.Tensor.to, **kwargs: _asked('to')() if args[:1] == ('cpu',) else to(x, *args, **kwargs))
             yield
     finally:
         if torch.cuda.is_available(): torch.cuda.set_sync_debug_mode('default')
 
-@pytest.mark.parametrize('what', [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.tolist(), lambda x: bool(x), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: float(x), lambda x: x.unique()])
+@pytest.mark.parametrize('what', [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.tolist(), lambda x: bool(x), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: float(x), lambda x: x.unique(), lambda x: x.to('cpu')])
 def test_what_would_wait_is_seen(what):
     with pytest.raises(RuntimeError, match='waits for a GPU'), no_waiting(): what(torch.ones(()))
 
