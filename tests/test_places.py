@@ -56,7 +56,7 @@ def test_methods_keep_to_the_place_of_the_network(go, tmp_path, name):
     assert len(learn.recorder.values) == 3 and _meta(next(learn.model.parameters())) and len(learn.label_report.frame())
     learn.get_preds(), learn.tta()
 
-@pytest.mark.parametrize('form', [dict(bn='joint'), dict(turns='one'), dict(unlabeled='batch'), dict(size=16), dict(every=2), dict(rot_only=1), dict(unlabeled='valid', weight=SchedCos(1, 0)), dict(rampup=2)], ids=str)
+@pytest.mark.parametrize('form', [dict(bn='joint'), dict(turns='one'), dict(unlabeled='batch'), dict(size=16), dict(every=2), dict(rot_only=1), dict(unlabeled='valid', weight=SchedCos(1, 0)), dict(rampup=2)], ids=','.join)
 def test_forms_of_sesemi_keep_to_the_place_of_the_network(go, form): go(2, SESEMI(**form), GradientAccumulation(16))
 
 @pytest.mark.parametrize('name', ['auto','elr','gce','ema'])
