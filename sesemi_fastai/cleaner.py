@@ -17,7 +17,8 @@ _columns = 'path','label','suggested','score','action','new_label'
 def _decided(fname):
     "What stands in a file of corrections; no rows if there is none"
     if not fname or not Path(fname).is_file(): return pd.DataFrame(columns=_columns)
-    df = read_corrections(fname).pipe(lambda o: o.assign(action=plain_actions(o.action)))
+    df = read_corrections(fname)
+    df['action'] = plain_actions(df.action) # as training reads it
     return df.reindex(columns=[*_columns, *(o for o in df if o not in _columns)], fill_value='')
 
 def _menu_value(action, new_label): return {'drop':'<Delete>','relabel':new_label}.get(action, '<Keep>')

@@ -170,7 +170,7 @@ _needed,_numbers = ('method','transductive','device','threads'),('accuracy','bes
 _parts = [('data',o) for o in ('folder','pixels','train_images','valid_images')] + [('versions',o) for o in ('torch','fastai')]
 
 def _check_record(o):
-    "Raises what a record of a run does not, if something is missing that tables are made from"
+    "Fails on a record that lacks something which tables are made from"
     config_of(o)['noise']
     o['history'][0]['accuracy']
     for k in _needed: o[k]

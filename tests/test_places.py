@@ -27,7 +27,7 @@ class Pretend(TorchDispatchMode):
         if func.overloadpacket is aten.copy_ and not _meta(args[0]): return args[0].fill_(1)
         if func.overloadpacket not in may_mix: self._one_place(func, args, kwargs)
         try: return func(*args, **kwargs)
-        except NotImplementedError: # the result's shape depends on values
+        except NotImplementedError: # PyTorch's way to say that the shape of the result depends on values, so it is worked out with ones
             return tree_map_only(torch.Tensor, lambda o: o.to('meta'), func(*self._ones(args), **self._ones(kwargs)))
     def _one_place(self, func, args, kwargs):
         if any(o.ndim for o in tree_leaves((args,kwargs)) if torch.is_tensor(o) and not _meta(o)): raise RuntimeError(f'{func} gets tensors of more than one device')
