@@ -67,7 +67,7 @@ bad_tables = {
     'climbs out inside': (with_row('train/../../outside.png','a',False), 'leads out'), 'backslashes': (with_row('..\\outside.png','a',False), 'leads out'),
     'absolute': (with_row('/etc/passwd','a',False), 'leads out'), 'drive': (with_row('C:\\windows\\x.png','a',False), 'leads out'), 'link to a file': (with_row('link.png','a',False), 'by a symbolic link'),
     'link to a folder': (with_row('linked/outside.png','a',False), 'by a symbolic link'), 'a folder': (with_row('train/a','a',False), 'not there'), 'the folder': (with_row('.','a',False), 'leads out'),
-    'missing file': (with_row('train/a/99.png','a',False), 'not there'), 'another data set': (table([(f'n01440764/{i}.JPEG','tench',i>5) for i in range(12)]), 'right data folder'),
+    'missing file': (with_row('train/a/99.png','a',False), 'not there'), 'another data set': (table([(f'n01440764/{i}.JPEG','tench',i>5) for i in range(12)]), '(and 11 more are not there)'),
     'no path': (with_row('','a',False), 'has no path'), 'no label': (with_row('link2.png','',False), 'has no label'), 'only training': (table([o for o in rows if not o[2]]), 'no validation images'),
     'only validation': (table([o for o in rows if o[2]]), 'no training images'), 'class only in validation': (table([(p,'c' if v and l == 'b' else l,v) for p,l,v in rows]), 'only'),
     'class only in training': (table([(p,f'{l}{p[8]}' if not v else l,v) for p,l,v in rows]), 'only'), 'odd split': (with_row('train/a/99.png','a','maybe'), 'says True or False for each image'),
