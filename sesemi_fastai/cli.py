@@ -30,6 +30,8 @@ from contextlib import contextmanager
 from fastcore.meta import delegates
 from fastcore.script import call_parse
 from inspect import signature
+from shutil import get_terminal_size
+from textwrap import fill
 from shlex import quote
 from fastai.vision.all import num_distrib,rank_distrib
 from .core import InputError,RunStopped,image_files,make_folder,note,one_line,place_of_file,shows_bars,write_text
@@ -46,8 +48,8 @@ from .recipe import config_of,resolved
 from .record import find_records,read_record,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
-from .table import result_table,conditions,published_beside
-from .curves import by_noise,plot_curves,save_figure
+from .table import result_table,conditions,published_beside,table_note
+from .curves import curve_colours,curve_sets,plot_curves,save_figure
 from .page import run_pictures,write_report
 from .scale import plot_scale,scale_record
 from .scan import scan_images
@@ -115,7 +117,9 @@ def sesemi_train(
         if resume is not None: _only_resume(kwargs)
         else: _tell_idle(options(kwargs))
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
-        if not rank_distrib(): print(json.dumps(record))
+        if rank_distrib(): return
+        print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch, {100*record['best_accuracy']:.1f} % after the best one{f'; record, predictions and suspected labels are in {out}'*bool(out)}", file=sys.stderr)
+        print(json.dumps(record))
 
 # %% ../nbs/47_cli.ipynb #341b0641
 def _numbers(text, option):
@@ -142,6 +146,10 @@ def _draw_to_files():
     import matplotlib
     matplotlib.use('Agg')
 
+def _show_table(records):
+    print(result_table(records, against=True).to_string(index=False))
+    for o in (table_note,conditions(records)): print(fill(o, get_terminal_size().columns))
+
 @call_parse
 def sesemi_table(
     out:str, # Folder with records, at any depth
@@ -154,22 +162,21 @@ def sesemi_table(
     with _one_line_errors():
         records = [o for o in read_records(out) if noise is None or config_of(o)['noise'] == noise]
         if not records: raise InputError(f"no run in {out} has noise {noise}")
-        print(result_table(records, against=True).to_string(index=False))
-        print(conditions(records))
+        _show_table(records)
         if report: write_report(records, report)
         if plot: save_figure(plot_curves(records), plot)
 
 # %% ../nbs/47_cli.ipynb #1fd08bb2
 def _show_study(records):
-    print(result_table(records, against=True).to_string(index=False))
-    print("Accuracy in percent at the final epoch, mean ± standard deviation; differences from plain training in points, seed by seed, with Student's 95 % interval.")
-    print(conditions(records))
+    _show_table(records)
     if len(pub := published_beside(records)): print(f'\nPublished by others\n{pub.drop(columns="source").to_string(index=False, na_rep="")}')
 
 def _plot_study(records, out):
-    for name,runs in by_noise(records).items():
-        level = 'own' if name == 'own labels' else f"noise{config_of(runs[0])['noise']}"
-        print(save_figure(plot_curves(runs, name), out/f'curves-{level}.png'))
+    colours = curve_colours(records)
+    for name,runs in curve_sets(records).items():
+        level,_,length = name.partition(', ')
+        level = 'own' if level == 'own labels' else f"noise{config_of(runs[0])['noise']}"
+        print(save_figure(plot_curves(runs, name, colours), out/f"curves-{level}{'-'*bool(length)}{length.replace(' ', '_')}.png"))
 
 @call_parse
 def sesemi_study(

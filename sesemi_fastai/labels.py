@@ -164,7 +164,8 @@ def plot_suspects(
     n:int=24, # Images
     title:str='' # Over the figure
 ): # matplotlib figure
-    "The training images with the most suspicious labels; the suggestion below, and in green what is truly wrong where that is known"
+    "The training images with the most suspicious labels; the suggestion below, and where the true label is known, whether the suspicion is right (blue, with a tick) or not (red, with a cross)"
     top = with_paths(df).head(n)
-    colors = ['black' if unknown(o.true) else 'seagreen' if o.true != o.label else 'crimson' for o in top.itertuples()] if 'true' in top else None
-    return plot_images([Path(path)/o for o in top.path], [f'{o.label}\n{o.suggested}? {100*o.score:.0f}' for o in top.itertuples()], colors, title)
+    right = [None if unknown(o) else o != label for o,label in zip(top.true, top.label)] if 'true' in top else [None]*len(top)
+    mark,color = {None:'',True:' ✓',False:' ✗'},{None:'black',True:'#0072b2',False:'#d55e00'}
+    return plot_images([Path(path)/o for o in top.path], [f'{o.label}\n{o.suggested}? {100*o.score:.0f}{mark[r]}' for o,r in zip(top.itertuples(), right)], [color[o] for o in right], title)

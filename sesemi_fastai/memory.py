@@ -105,6 +105,8 @@ class Memorisation(ItemIndex, TrainingColumns):
         names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label', wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
         colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))
         df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3)
-        ax.set(xlabel='epoch', ylabel='training images, %')
+        ax.set(xlabel='epoch', ylabel='share of the images named below, %')
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(fontsize=8, ncols=2, loc='lower center', bbox_to_anchor=(.5,-.42))
         ax.grid(alpha=.3)
         return ax

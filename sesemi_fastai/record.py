@@ -129,7 +129,7 @@ class Record(StaysHome):
         "One line on the epoch, with the time left"
         left = (self.n_epoch-row['epoch'])*row['seconds']/row['epoch']
         figures = ', '.join(f'{k} {v:.4f}' for k,v in row.items() if k not in ('epoch','seconds',*_counted) and v is not None)
-        print(f"epoch {row['epoch']}/{self.n_epoch}: {figures}, {format_time(row['seconds'])}, {format_time(left)} left", flush=True)
+        print(f"epoch {row['epoch']}/{self.n_epoch}: {figures}, {format_time(row['seconds'])} passed, {format_time(left)} left", flush=True)
 
     def after_fit(self): self.write('done' if len(self.history) == self.n_epoch or self._at_max_steps else 'stopped')
 

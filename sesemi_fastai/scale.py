@@ -134,4 +134,5 @@ def plot_scale(
         for ax,cols in ((top,['step','input']),(low,['memory'])): ax.set_ylim(0, 1.15*df[cols].max(axis=None)*(1e3 if ax is top else 1))
     axs[0,0].set_ylabel('ms an image'); axs[1,0].set_ylabel('peak memory of\na process, MB')
     axs[0,0].legend(fontsize=8)
+    fig.suptitle(f"{record['device']}, {record['threads']} threads: {record['settings']['arch']} in {record['best']}, one setting changed at a time", fontsize=10)
     return fig
