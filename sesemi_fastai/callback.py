@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
 from fastai.vision.all import DataLoader,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
-from .core import InputError,need_numbers
+from .core import InputError,need_a_batch,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
 from .stream import UnlabeledStream,is_transductive,sees_validation
@@ -155,8 +155,7 @@ class SESEMI(TrainingColumns):
         if self.evaluating: return
         self._fitting = not self.passive
         if not self._active: return
-        if len(self.dls.train) == 0:
-            raise InputError(f"the training images do not fill one batch of {self.dls.train.bs}: pass a smaller bs= to the DataLoaders")
+        need_a_batch(self.dls.train)
         if self.rot_only and self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} epochs; fine_tune makes two fits, the first of freeze_epochs")
         if len(self.learn.cbs.filter(risinstance(SESEMI))) > 1: raise InputError("the Learner has more than one SESEMI: leave out that of Learner(cbs=) or that of fit(cbs=)")
         self._n_images,self._steps = 0,0

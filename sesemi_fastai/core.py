@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'one_line', 'make_folder', 'place_of_file', 'atomic_path', 'write_text',
-           'image_files', 'real_paths', 'read_table', 'need_columns', 'note', 'choose', 'shows_bars', 'progress']
+           'image_files', 'real_paths', 'read_table', 'need_columns', 'note', 'need_a_batch', 'choose', 'shows_bars',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time
@@ -152,6 +153,12 @@ def note(
 ):
     "Tell the user something that training does not need to stop for; of several processes the first one does"
     if not int(os.environ.get('RANK') or 0): print(f'note: {text}', file=sys.stderr, flush=True)
+
+def need_a_batch(
+    dl # Training loader
+):
+    "`InputError` if the images do not fill one batch"
+    if len(dl) == 0: raise InputError(f"the training images do not fill one batch of {dl.bs}: pass a smaller bs= to the DataLoaders")
 
 def choose(
     options:dict, # What there is, by name

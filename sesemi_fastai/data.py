@@ -185,6 +185,12 @@ def _check_builder(size, bs, seed, min_scale, kwargs):
     if unknown := [k for k in kwargs if k not in known]:
         raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for other transforms or splits change the DataBlock of table_block")
 
+def _as_decided(df, fixes, path):
+    "The corrected table, in which each class still has an image to learn from"
+    res = corrected(df, fixes)
+    if lost := sorted(set(df.label[~df.is_valid]) - set(res.label[~res.is_valid]), key=str): raise InputError(f"the corrections leave class {str(lost[0])!r} no training image: keep some of them, or leave the class out of the data")
+    return checked_table(res, path, check_links=False, repeats=True)
+
 def _to_store(whole, df, path):
     "The files of the table as it was before corrections, so that the store is the same with them; without those that were left out because they cannot be read"
     used = set(df.path)
@@ -212,7 +218,7 @@ def table_dls(
     df,unlabeled = checked_table(df, path, check_links=False, repeats=True),list(unlabeled)
     whole = df
     if not isinstance(corrections, (str,Path,pd.DataFrame,type(None))): raise InputError(f"corrections={corrections!r}: give a CSV file, or a DataFrame as in the notebook corrections")
-    if corrections is not None: df = checked_table(corrected(df, corrections if isinstance(corrections, pd.DataFrame) else read_corrections(corrections)), path, check_links=False, repeats=True)
+    if corrections is not None: df = _as_decided(df, corrections if isinstance(corrections, pd.DataFrame) else read_corrections(corrections), path)
     faults,not_rotated,scanned = None,(),[*df.path, *unlabeled] if bad_images else None
     if bad_images: df,unlabeled,faults,not_rotated = _usable_rows(df, Path(path), unlabeled, bad_images)
     else: _look_at_some([Path(path)/o for o in df.path])

@@ -65,7 +65,7 @@ def _judge_labels(learn, keep):
     "How well the list of suspicious labels finds the wrong ones, where these are known: its average precision goes into the record"
     if learn.label_report.total is None or 'true' not in learn.dls.table: return
     df = learn.label_report.frame()
-    if truly_wrong(df).any(): keep.save(label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
+    if truly_wrong(df).any(): keep.save(label_order='margin', label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
 def _as_begun(fname, ckpts):
     "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"

@@ -14,7 +14,7 @@ from types import MethodType
 from fastcore.imports import equals
 from fastai.vision.all import Datasets,L,TensorCategory,Tensor,first,noop
 from fastai.callback.mixup import MixHandler
-from .core import InputError
+from .core import InputError,need_a_batch
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/10_items.ipynb #31dc6bc2
@@ -144,6 +144,7 @@ class ItemIndex(StaysHome):
     def _in_phase(self):
         "The order of the loader is noted inside"
         dl = self.learn.dl
+        need_a_batch(dl)
         if not hasattr(dl, 'get_idxs'): raise InputError(f"the training loader does not say which items are in a batch: {type(self).__name__} needs fastai's DataLoader")
         get,do,self.pass_idxs,self.last_idxs,self.bs = dl.get_idxs,dl.do_item,None,[],dl.bs
         def noted(dl):

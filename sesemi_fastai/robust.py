@@ -15,7 +15,7 @@ from torch import Tensor
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
-from .core import InputError,need_numbers
+from .core import InputError,need_numbers,note
 from .distributed import sum_over_ranks
 from .estimate import labels_by_class,share_by_class,share_of_wrong_labels,transition
 from .items import ItemIndex,same_images
@@ -161,7 +161,7 @@ class ELR(TemporalTargets):
     def per_image(self, pred, targ):
         ce = F.cross_entropy(pred, _plain(targ), reduction='none', label_smoothing=self.label_smoothing)
         if (idx := self._images(targ)) is None: return ce
-        p = _bounded(pred)
+        p = _bounded(pred, min(1e-4, 1e-3/pred.shape[1]))
         q = p.detach()
         return ce + self.lam*_away_from_target(p, self._updated(idx, q/q.sum(1, keepdim=True)))
 
@@ -280,11 +280,18 @@ class RobustLoss(ItemIndex, TrainingColumns):
         self.hide_columns()
         if self.passive: return
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
+        self._tell_what_is_lost()
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
         if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = now
         self.show_columns()
+
+    def _tell_what_is_lost(self):
+        "Settings of the Learner's own loss that training does without"
+        own = getattr(self.learn.loss_func, 'func', self.learn.loss_func)
+        lost = ['class weights']*(getattr(own, 'weight', None) is not None) + ['label smoothing']*bool(getattr(own, 'eps', 0) or getattr(own, 'label_smoothing', 0))
+        if lost: note(f"the {' and '.join(lost)} of the Learner's loss do not act in training with {type(self.loss_func_of_training).__name__}{', and rare classes may be lost: dls.weighted_dataloaders shows them more often instead'*('class weights' in lost)}")
 
     @property
     def of(self):

@@ -1,16 +1,17 @@
 "Suspicious labels: from a run to a list, to corrections by threshold or by eye, and back into training"
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai.core import InputError
 from sesemi_fastai.corrections import corrected
 from sesemi_fastai.data import noisy_table, table_dls
-from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, read_labels, self_confidence, suspects
+from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, margins, read_labels, self_confidence, suspects
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
 from sesemi_fastai.predictions import Predictions
+from sesemi_fastai.record import read_record
 from test_cli import BIN, last, run, small
 from test_resume import mini
 
@@ -288,10 +289,22 @@ def test_classes_of_few_images_are_not_suspected(rare):
     rng = np.random.default_rng(0)
     true = (rng.random(4000) < rare).astype(int)
     given = np.where(rng.random(4000) < .1, 1-true, true)
-    p = rng.beta(6, 2, 4000)
-    probs = np.where((true == 1)[:,None], np.c_[1-p,p], np.c_[p,1-p])
-    df = suspects(probs, given)
-    q = probs/probs.mean(0)
-    want = (q/q.sum(1, keepdims=True) if rare == .5 else probs)[range(4000),given] # for classes of like size the formula, for others self-confidence
-    np.testing.assert_allclose(df.score, 1-want)
+    sure = rng.normal(2, 1.5, 4000) # logit of the true class over the other
+    p = 1/(1+np.exp(-sure))
+    df = suspects(np.where((true == 1)[:,None], np.c_[1-p,p], np.c_[p,1-p]), given, np.where(given == true, sure, -sure))
+    np.testing.assert_allclose(df.score, 1-np.where(given == true, p, 1-p))
     assert average_precision_score(given != true, df.score) > .75 and (df.suggested == 1-given).all()
+
+def test_many_classes_are_no_reason_to_suspect():
+    "A label that the network prefers is not above a half, however little of the whole it has"
+    logits = torch.zeros(4, 1000)
+    logits[:,7] = .5
+    labels = torch.tensor([7,7,7,3])
+    df = suspects(logits.softmax(1).numpy(), labels.numpy(), margins(logits, labels).numpy())
+    assert (df.score[:3] < .5).all() and df.score[3] > .5 and df.suggested[3] == 7
+
+def test_the_order_of_a_run_is_in_its_record_and_its_list(trained):
+    "As the margin says, which the list has as a column"
+    df = read_labels(trained)
+    assert df.margin.is_monotonic_increasing and read_record(trained)['label_order'] == 'margin'
+    np.testing.assert_allclose(df.score, 1/(1+np.exp(df.margin)), atol=1e-3)

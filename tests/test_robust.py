@@ -147,11 +147,11 @@ def test_larger_images_in_a_later_fit(make_learn, make_dls):
     head = learn.sesemi.rot_head
     learn.dls = make_dls(size=48)
     fit(learn)
-    assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(3) and learn.label_report.epochs.max() == 3 and len(learn.memorisation.history) == 3
+    assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(3) and learn.label_report.epochs == 3 and len(learn.memorisation.history) == 3
     assert learn.sesemi.rot_head is head and learn.sesemi._stream.batch().shape == (6,3,48,48)
     learn.dls = make_dls(split_seed=1) # as many, others
     fit(learn)
-    assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(1) and learn.label_report.epochs.max() == 1 and len(learn.memorisation.history) == 1
+    assert learn.robust_loss.loss_func_of_training.passes == pytest.approx(1) and learn.label_report.epochs == 1 and len(learn.memorisation.history) == 1
 
 @pytest.mark.parametrize('loss', [lambda: ForwardCorrection(lam=3.), lambda: SmallLoss(start=0.)])
 def test_a_loss_of_another_fold_begins_anew(make_learn, make_dls, loss):
@@ -203,8 +203,8 @@ def test_a_copied_learner_keeps_what_is_known_of_the_images(make_learn):
     assert twin.label_report.frame().equals(learn.label_report.frame()) and twin.predictions.frame().equals(learn.predictions.frame())
     assert twin.memorisation.history == learn.memorisation.history
     fit(twin)
-    assert twin.label_report.epochs.max() == len(twin.memorisation.history) == 3 and twin.robust_loss.loss_func_of_training.passes == pytest.approx(3)
-    assert learn.label_report.epochs.max() == len(learn.memorisation.history) == 2
+    assert twin.label_report.epochs == len(twin.memorisation.history) == 3 and twin.robust_loss.loss_func_of_training.passes == pytest.approx(3)
+    assert learn.label_report.epochs == len(learn.memorisation.history) == 2
 
 def test_a_loss_that_remembers_nothing_takes_any_loader():
     loader = torch.utils.data.DataLoader([(torch.rand(3,32,32),torch.tensor(i%3)) for i in range(16)], batch_size=8)
@@ -401,7 +401,7 @@ def test_evaluation_in_the_middle(make_learn):
         def after_epoch(self):
             if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1), self.learn.validate()
     learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3) # fastai's Recorder forgets its epochs there
-    assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs.min() == 3
+    assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs == 3
 
 @pytest.mark.cell('Robust losses', 'get_preds(with_loss=True) in the middle of training: the loss of each image by the Learner\'s own loss')
 @pytest.mark.parametrize('own', [CrossEntropyLossFlat(), F.cross_entropy])
@@ -452,10 +452,10 @@ def test_another_network(make_learn):
     learn = fit(make_learn(cbs=[RobustLoss(ELR), LabelReport()]), 2) # a class does, as with `cbs=`
     learn.model[-1] = torch.nn.Linear(learn.model[-1].in_features, 5)
     fit(learn)
-    assert learn.robust_loss.loss_func_of_training.targets.shape == (48,5) and learn.label_report.epochs.max() == 1
+    assert learn.robust_loss.loss_func_of_training.targets.shape == (48,5) and learn.label_report.epochs == 1
     learn.model = make_learn().model
     fit(learn)
-    assert learn.label_report.epochs.max() == 1
+    assert learn.label_report.epochs == 1
 
 def test_a_validation_that_is_cut_short_leaves_no_predictions(make_learn, make_dls):
     learn = fit(make_learn(dls=make_dls(val_bs=4), cbs=Predictions()))
@@ -500,14 +500,14 @@ def test_other_data_of_the_same_length(make_learn, make_dls, loss):
     learn = fit(make_learn(cbs=[RobustLoss(loss()), LabelReport()]))
     mine = learn.robust_loss.loss_func_of_training
     fit(learn)
-    assert learn.label_report.epochs.max() == 2
+    assert learn.label_report.epochs == 2
     seen = []
     class First(Callback):
         order = ItemIndex.order-1
         def before_epoch(self): seen.append(getattr(mine, mine.remembers))
     learn.dls = make_dls(split_seed=1)
     fit(learn, cbs=First())
-    assert seen[0] is None and learn.label_report.epochs.max() == 1
+    assert seen[0] is None and learn.label_report.epochs == 1
 
 def test_what_is_remembered_goes_to_the_device_of_the_data():
     for loss,state in ((SmallLoss(), dict(losses=torch.zeros(5))), (ELR(), dict(targets=torch.zeros(5,3)))):
