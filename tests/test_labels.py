@@ -308,3 +308,8 @@ def test_the_order_of_a_run_is_in_its_record_and_its_list(trained):
     df = read_labels(trained)
     assert df.margin.is_monotonic_increasing and read_record(trained)['label_order'] == 'margin'
     np.testing.assert_allclose(df.score, 1/(1+np.exp(df.margin)), atol=1e-3)
+
+def test_corrections_that_empty_a_class(mini):
+    t = table_of(mini)
+    gone = t[~t.is_valid & (t.label == t.label.iloc[0])]
+    with pytest.raises(InputError, match=f'leave class {t.label.iloc[0]!r} no training image'): table_dls(t, mini, 32, bs=8, num_workers=0, corrections=gone[['path']].assign(action='drop'))

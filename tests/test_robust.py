@@ -777,3 +777,19 @@ def test_two_inputs(make_learn, image_folder):
     found = fit(learn(LabelReport())).label_report.frame()
     assert len(found) == 48 and (found.label == [df.label[i] for i in found.item]).all()
     with pytest.raises(InputError, match='takes 2 inputs'): fit(learn(RobustLoss(SmallLoss()), FixMatch()))
+
+@pytest.mark.cell('Robust losses', "class weights and label smoothing of the Learner's own loss, which training does without: a note")
+@pytest.mark.parametrize('loss,says', [(CrossEntropyLossFlat(weight=torch.tensor([1.,5.,1.])), 'class weights of the Learner'), (LabelSmoothingCrossEntropyFlat(), 'label smoothing of the Learner'), (torch.nn.CrossEntropyLoss(label_smoothing=.1), 'label smoothing'), (CrossEntropyLossFlat(), '')],
+                         ids=['weights','smoothing','smoothing of PyTorch','neither'])
+def test_what_the_own_loss_had_is_told(make_learn, capsys, loss, says):
+    learn = make_learn(cbs=[RobustLoss(GCE())])
+    learn.loss_func = loss
+    fit(learn, 1)
+    told = [o for o in capsys.readouterr().err.splitlines() if 'do not act' in o]
+    assert len(told) == bool(says) and all(says in o for o in told)
+
+@pytest.mark.parametrize('cb', [LabelReport, Memorisation, lambda: RobustLoss(ELR()), lambda: RobustLoss(SmallLoss())], ids=['labels','memory','ELR','small loss'])
+def test_fewer_images_than_a_batch(cb):
+    ds = [(torch.rand(3, 32, 32), torch.tensor(i%3)) for i in range(6)]
+    dls = DataLoaders(DataLoader(ds, bs=8, shuffle=True, drop_last=True), DataLoader(ds, bs=8))
+    with pytest.raises(InputError, match='do not fill one batch of 8'): fit(Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cb()))
