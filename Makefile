@@ -1,4 +1,4 @@
-# make demo | make test | make torture | make readme | make workflows | make badges | make export
+# make demo | make test | make torture | make results | make readme | make workflows | make badges | make export
 SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 META   := setup.py settings.ini pyproject.toml constraints.txt sesemi_fastai/__init__.py
 README ?= README.md
 
-.PHONY: demo test torture export readme workflows badges clean
+.PHONY: demo test torture export results readme workflows badges clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11) and "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
@@ -37,6 +37,12 @@ torture: $(VENV)/.installed-dev
 export: $(VENV)/.installed-dev
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
+
+# Notebooks of experiments and README, made anew from the records
+results: $(VENV)/.installed-dev
+	cd nbs/experiments && for nb in *.ipynb; do $(abspath $(BIN))/python -m nbconvert --log-level WARN --to notebook --execute --inplace $$nb; done
+	$(BIN)/nbdev-clean
+	$(MAKE) readme
 
 # README.md is nbs/index.ipynb run from top to bottom, without the code cells
 readme:

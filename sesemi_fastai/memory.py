@@ -100,7 +100,7 @@ class Memorisation(ItemIndex, TrainingColumns):
     ):
         "The shares, epoch by epoch"
         if not self.history: raise InputError("there is nothing to plot before the first epoch has ended")
-        if ax is None: _,ax = plt.subplots(figsize=(6,3.6))
+        if ax is None: _,ax = plt.subplots(figsize=(6,3.9), layout='constrained')
         df = 100*pd.DataFrame(self.history, index=range(1, len(self.history)+1)).astype(float)
         names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label', wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
         colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))

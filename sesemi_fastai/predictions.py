@@ -98,9 +98,10 @@ def plot_images(
     title:str='' # Over the figure
 ): # matplotlib figure
     "Thumbnails in rows of six"
-    files,cols = list(files),6
+    files = list(files)
+    cols = max(1, min(6, len(files)))
     rows = max(1, -(-len(files)//cols))
-    fig,axs = plt.subplots(rows, cols, figsize=(12,2.45*rows), layout='constrained', squeeze=False)
+    fig,axs = plt.subplots(rows, cols, figsize=(2*cols,2.45*rows), layout='constrained', squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,f,text,color in zip(axs.flat, files, texts, colors or ['black']*len(files)):
         try: im = PILImage.create(f)
