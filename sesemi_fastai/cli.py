@@ -148,7 +148,7 @@ def _draw_to_files():
 
 def _show_table(records):
     print(result_table(records, against=True).to_string(index=False))
-    for o in (table_note,conditions(records)): print(fill(o, get_terminal_size().columns))
+    for o in (table_note,conditions(records)): print(fill(o, get_terminal_size().columns, break_on_hyphens=False, break_long_words=False))
 
 @call_parse
 def sesemi_table(

@@ -158,7 +158,9 @@ def need_a_batch(
     dl # Training loader
 ):
     "`InputError` if the images do not fill one batch"
-    if len(dl) == 0: raise InputError(f"the training images do not fill one batch of {dl.bs}: pass a smaller bs= to the DataLoaders")
+    try: n = len(dl)
+    except TypeError: return # of an iterable that nobody has counted
+    if n == 0: raise InputError(f"the training images do not fill one batch of {getattr(dl, 'bs', None) or dl.batch_size}: pass a smaller bs= to the DataLoaders")
 
 def choose(
     options:dict, # What there is, by name

@@ -45,7 +45,7 @@ def curve_colours(
     records # Finished records, of one or more noise levels
 ) -> dict: # Colour by method, with the options that the legend names
     "Colours for `plot_curves` that are the same in several figures"
-    names = dict.fromkeys(name for o in by_noise(records).values() for name,_ in _kinds(o))
+    names = dict.fromkeys(name for o in (*by_noise(records).values(), *curve_sets(records).values()) for name,_ in _kinds(o))
     rest = cycle([*_of_others[:4], *(v for k,v in _of_known.items() if k not in names), *_of_others[4:]])
     return {o: _of_known.get(o) or next(rest) for o in names}
 
@@ -56,10 +56,10 @@ def _style(kinds, colours):
     marker = dict(zip(dict.fromkeys(name for name,_ in kinds), cycle(_markers)))
     return {k:dict(color=colours[k[0]], ls=_dashes[places[k[1]]], marker=marker[k[0]]) for k in kinds}
 
-def _draw(ax, kinds, style, x_of, y_of, names):
+def _draw(ax, kinds, style, x_of, y_of, names, pale):
     for k,runs in kinds.items():
         xs,ys = [x_of(runs[0], i) for i in range(len(runs[0]['history']))],[[float('nan') if (y := y_of(h)) is None else 100*y for h in o['history']] for o in runs]
-        if len(kinds) <= _most_with_runs and len(ys) > 1:
+        if pale and len(ys) > 1:
             for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **{**style[k], 'marker':None})
         ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, ms=4, markevery=max(1, len(xs)//10), label=names[k], **style[k])
 
@@ -72,7 +72,7 @@ def _told(kinds):
 
 def _fewer(runs, kinds):
     "Says where a panel has less runs than there are, as older records lack its figures"
-    few = [f"{', '.join(k)} {len(v)}" for k,v in runs.items() if len(v) < len(kinds[k])]
+    few = [f"{', '.join(k)} ({len(v)})" for k,v in runs.items() if len(v) < len(kinds[k])]
     return fill('fewer runs here: '+'; '.join(few), 70) if few else ''
 
 def _with_column(kinds, column):
@@ -111,9 +111,9 @@ def plot_curves(
     per_line = max(1, min(int(across*4.7*14/max(20, max(map(len, names.values())))), len(kinds)))
     fig,axs = plt.subplots(rows, across, figsize=(4.75*across if across > 1 else 5.5, 3.3*rows + .5 + .17*-(-len(kinds)//per_line)), layout='constrained', squeeze=False)
     for ax,(runs,x,along,key,label) in zip(axs.flat, panels):
-        _draw(ax, runs, style, along, lambda h: h.get(key), names)
+        _draw(ax, runs, style, along, lambda h: h.get(key), names, len(kinds) <= _most_with_runs)
         ax.set(xlabel=x, ylabel=label)
-        ax.set_title(_fewer(runs, kinds), fontsize=7)
+        ax.set_title(_fewer(runs, kinds), fontsize=7, parse_math=False)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)
     legend = fig.legend(*axs.flat[0].get_legend_handles_labels(), fontsize=7, ncols=per_line, loc='outside lower center', handlelength=4.5, title=head, title_fontsize=7) # long enough for all dashes

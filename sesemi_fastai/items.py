@@ -144,8 +144,8 @@ class ItemIndex(StaysHome):
     def _in_phase(self):
         "The order of the loader is noted inside"
         dl = self.learn.dl
-        need_a_batch(dl)
         if not hasattr(dl, 'get_idxs'): raise InputError(f"the training loader does not say which items are in a batch: {type(self).__name__} needs fastai's DataLoader")
+        need_a_batch(dl)
         get,do,self.pass_idxs,self.last_idxs,self.bs = dl.get_idxs,dl.do_item,None,[],dl.bs
         def noted(dl):
             self.last_idxs = list(get())

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model
-from .core import InputError
+from .core import InputError,note
 from .distributed import sum_over_ranks
 from .items import ItemIndex,class_names,item_labels,item_names,same_images,unknown
 from .predictions import plot_images,with_paths
@@ -55,7 +55,7 @@ class LabelReport(ItemIndex):
         if self.passive: return
         now = self.dls,get_model(self.learn.model)
         if not same_images(self.of, now): self.total,self.weight,self.epochs = None,None,0
-        self.of = now
+        self.of,self.n_classes = now,len(class_names(self.dls)) or None # a network may have more outputs
 
     def before_epoch(self):
         super().before_epoch()
@@ -64,7 +64,9 @@ class LabelReport(ItemIndex):
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
         x = self.learn.pred.detach().as_subclass(Tensor).float()
-        p = torch.cat([x.softmax(1), margins(x, self.labels.as_subclass(Tensor))[:,None], torch.ones_like(x[:,:1])], 1).where(x.isfinite().all(1, keepdim=True), 0.) # a pass that overflows does not count
+        m = margins(x[:,:self.n_classes], self.labels.as_subclass(Tensor))[:,None].clamp(-1e4, 1e4) # the sum stays a number where outputs are masked
+        p = torch.cat([x.softmax(1), m, torch.ones_like(m)], 1)
+        p = p.where(p.isfinite().all(1, keepdim=True), 0.) # a pass that overflows does not count
         if self.now is None: self.now = torch.zeros(len(self.dls.train_ds), p.shape[1], device=p.device)
         self.now.index_add_(0, self.idx, p)
 
@@ -84,6 +86,9 @@ class LabelReport(ItemIndex):
         state:dict # From `state_dict`
     ):
         "Go on from `state`"
+        if 'weight' not in state:
+            if state['total'] is not None: note("the checkpoint is of an earlier version: the list of suspected labels begins with the epochs that are still to come")
+            state = dict(total=None, weight=None, epochs=0)
         self.total,self.weight,self.epochs = state['total'],state['weight'],state['epochs']
 
     def probs(self) -> Tensor: # [N,K]; nan for images that were never seen
@@ -117,7 +122,11 @@ def suspect_frame(
     s = suspects(probs[seen], given[seen], margin[seen])
     df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested], score=s.score.round(6), margin=margin[seen].round(4)))
     df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
-    return df.sort_values('score', ascending=False, kind='stable', ignore_index=True)
+    return _in_order(df)
+
+def _in_order(df):
+    "The most suspicious first; the scores of a network that is very sure are alike, its margins are not"
+    return df.sort_values('margin', kind='stable', ignore_index=True) if 'margin' in df else df.sort_values('score', ascending=False, kind='stable', ignore_index=True)
 
 def read_labels(
     run:str|Path # Folder of a run of `sesemi-train --out`, or its labels.csv
@@ -132,18 +141,18 @@ def read_labels(
     if not len(df): raise InputError(f"{f} is empty")
     if not pd.to_numeric(df.score, errors='coerce').between(0, 1).all(): raise InputError(f"{f} is not a list of labels: scores are numbers from 0 to 1")
     if (bad := [o for o in df if o.startswith('p:') and not pd.api.types.is_numeric_dtype(df[o])]): raise InputError(f"{f} is not a list of labels: column {bad[0]!r} holds something else than probabilities")
-    return df.sort_values('score', ascending=False, kind='stable', ignore_index=True)
+    return _in_order(df)
 
 def average_precision(
     df:pd.DataFrame, # From `LabelReport.frame`, with true labels
-    score=None # Another score for its rows; `df.score` if None
+    score=None # Another score for its rows; `df.margin`, or `df.score` in lists without it, if None
 ) -> float: # 0 to 1
     "Average precision of the ranking against the true labels"
     if 'true' not in df: raise InputError("the true labels are not known: the list has no column 'true'")
     known = ~df.true.map(unknown)
     wrong = (df.label != df.true)[known]
     if not wrong.any(): return float('nan')
-    return float(average_precision_score(wrong, np.asarray(df.score if score is None else score)[known]))
+    return float(average_precision_score(wrong, np.asarray((-df.margin if 'margin' in df else df.score) if score is None else score)[known]))
 
 def truly_wrong(
     df:pd.DataFrame # From `LabelReport.frame`

@@ -100,13 +100,14 @@ class Memorisation(ItemIndex, TrainingColumns):
     ):
         "The shares, epoch by epoch"
         if not self.history: raise InputError("there is nothing to plot before the first epoch has ended")
-        if ax is None: _,ax = plt.subplots(figsize=(6,3.9), layout='constrained')
+        outside = ax is None
+        if outside: _,ax = plt.subplots(figsize=(6,3.9), layout='constrained')
         df = 100*pd.DataFrame(self.history, index=range(1, len(self.history)+1)).astype(float)
         names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label', wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
         colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))
         df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3)
-        ax.set(xlabel='epoch', ylabel='share of the images named below, %')
+        ax.set(xlabel='epoch', ylabel='share of the images named in the legend, %')
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(fontsize=8, ncols=2, loc='lower center', bbox_to_anchor=(.5,-.42))
+        ax.legend(fontsize=8, **(dict(ncols=2, loc='lower center', bbox_to_anchor=(.5,-.42)) if outside else {}))
         ax.grid(alpha=.3)
         return ax

@@ -21,7 +21,7 @@ from .table import conditions,length_name,method_name,noise_name,of_length,other
 # %% ../nbs/45_page.ipynb #85bfa259
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}figure{margin:1rem 0}img{max-width:100%;height:auto}
-.scroll{overflow-x:auto}.scroll img{min-width:44rem}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
 th{white-space:normal}
 .text{text-align:left}td.text{white-space:normal;min-width:6rem}.note,figcaption{color:#555;font-size:.9rem}'''
 
@@ -39,10 +39,15 @@ def photo_src(
 
 def _html(df):
     "The table, with words to the left and figures to the right"
-    shown = df.map(lambda o: '' if pd.isna(o) else f'{o:g}' if isinstance(o, float) else str(o))
+    shown = df.map(lambda o: '' if pd.isna(o) else str(o))
     side = {k: 'text' if shown[k].str.contains(r'^[^-+–\d]').any() else 'figures' for k in shown}
     def cells(kind, row): return Tr(*(kind(o, cls=side[k]) for k,o in row.items()))
     return Div(Table(Thead(cells(Th, {k:k for k in shown})), Tbody(*(cells(Td, o) for o in shown.to_dict('records')))), cls='scroll', tabindex='0')
+
+def _curves(name, fig):
+    "Curves, which on a phone scroll rather than shrink until nothing can be read"
+    width = f'min-width:{min(44, 5*fig.get_figwidth()):.0f}rem'
+    return Figure(Div(Img(src=_src(small_png(fig, 110), 'png'), alt=name, style=width), cls='scroll', tabindex='0'), Figcaption(name))
 
 def _published(records):
     "What others have published for these data"
@@ -94,9 +99,8 @@ def write_report(
     "One self-contained HTML page with table, curves and pictures"
     records = list(records)
     colours = curve_colours(records)
-    figs = {f'{k}: accuracy on the validation images after each epoch, and what the training passes say':_src(small_png(plot_curves(v, k, colours), 110), 'png') for k,v in curve_sets(records).items()}
-    figs.update({k:photo_src(fig) for k,fig in (pictures or {}).items()})
-    shown = [Figure(Div(Img(src=src, alt=name), cls='scroll', tabindex='0'), Figcaption(name)) for name,src in figs.items()]
+    figs = {f'{k}: accuracy on the validation images after each epoch, and what the training passes say':plot_curves(v, k, colours) for k,v in curve_sets(records).items()}
+    shown = [_curves(k, fig) for k,fig in figs.items()] + [Figure(Img(src=photo_src(fig), alt=k), Figcaption(k)) for k,fig in (pictures or {}).items()]
     page = Html(Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title), Style(_style)),
                 Body(H1(title), H2('Accuracy on the validation images'), _html(result_table(records, against=True)),
                      P(table_note, cls='note'), P(conditions(records), cls='note'), *_published(records), H2('Curves and pictures'), *shown), lang='en')

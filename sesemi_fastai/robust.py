@@ -13,9 +13,9 @@ from inspect import signature
 from weakref import WeakKeyDictionary
 from torch import Tensor
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import Callback,get_model,num_distrib,risinstance
+from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
-from .core import InputError,need_numbers,note
+from .core import InputError,need_a_batch,need_numbers,note
 from .distributed import sum_over_ranks
 from .estimate import labels_by_class,share_by_class,share_of_wrong_labels,transition
 from .items import ItemIndex,same_images
@@ -256,6 +256,12 @@ def _of_all_ranks(after, before):
     seen = sum_over_ranks((new.reshape(len(new), -1) != 0).any(1).float()).clamp(min=1)
     return before + sum_over_ranks(new)/seen.reshape(-1, *[1]*(new.ndim-1))
 
+def _extras(loss):
+    "What a loss has besides its formula"
+    loss = getattr(loss, 'func', None) if isinstance(loss, BaseLoss) else loss
+    def of(*names): return [v for k in names if (v := getattr(loss, k, getattr(loss, 'keywords', {}).get(k))) is not None]
+    return ['class weights']*bool(of('weight')) + ['label smoothing']*any(o > 0 for o in of('eps','label_smoothing'))
+
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
 
 _used_with = WeakKeyDictionary() # beside the losses, so that copies and files of them hold no data
@@ -280,6 +286,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         self.hide_columns()
         if self.passive: return
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
+        need_a_batch(self.dls.train)
         self._tell_what_is_lost()
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
@@ -289,9 +296,8 @@ class RobustLoss(ItemIndex, TrainingColumns):
 
     def _tell_what_is_lost(self):
         "Settings of the Learner's own loss that training does without"
-        own = getattr(self.learn.loss_func, 'func', self.learn.loss_func)
-        lost = ['class weights']*(getattr(own, 'weight', None) is not None) + ['label smoothing']*bool(getattr(own, 'eps', 0) or getattr(own, 'label_smoothing', 0))
-        if lost: note(f"the {' and '.join(lost)} of the Learner's loss do not act in training with {type(self.loss_func_of_training).__name__}{', and rare classes may be lost: dls.weighted_dataloaders shows them more often instead'*('class weights' in lost)}")
+        loss,own = self.loss_func_of_training,self.learn.loss_func
+        if lost := [k for k in _extras(own) if k not in _extras(loss)]: note(f"training with {type(loss).__name__} does without the {' and '.join(lost)} of the Learner's loss{': weighted_dataloaders of the DataBlock shows rare classes more often instead'*('class weights' in lost)}")
 
     @property
     def of(self):

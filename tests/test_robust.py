@@ -779,17 +779,47 @@ def test_two_inputs(make_learn, image_folder):
     with pytest.raises(InputError, match='takes 2 inputs'): fit(learn(RobustLoss(SmallLoss()), FixMatch()))
 
 @pytest.mark.cell('Robust losses', "class weights and label smoothing of the Learner's own loss, which training does without: a note")
-@pytest.mark.parametrize('loss,says', [(CrossEntropyLossFlat(weight=torch.tensor([1.,5.,1.])), 'class weights of the Learner'), (LabelSmoothingCrossEntropyFlat(), 'label smoothing of the Learner'), (torch.nn.CrossEntropyLoss(label_smoothing=.1), 'label smoothing'), (CrossEntropyLossFlat(), '')],
+@pytest.mark.parametrize('loss,says', [(CrossEntropyLossFlat(weight=torch.tensor([1.,5.,1.])), 'without the class weights of the Learner'), (LabelSmoothingCrossEntropyFlat(), 'without the label smoothing of the Learner'), (torch.nn.CrossEntropyLoss(label_smoothing=.1), 'label smoothing'), (CrossEntropyLossFlat(), '')],
                          ids=['weights','smoothing','smoothing of PyTorch','neither'])
 def test_what_the_own_loss_had_is_told(make_learn, capsys, loss, says):
     learn = make_learn(cbs=[RobustLoss(GCE())])
     learn.loss_func = loss
     fit(learn, 1)
-    told = [o for o in capsys.readouterr().err.splitlines() if 'do not act' in o]
+    told = [o for o in capsys.readouterr().err.splitlines() if 'does without' in o]
     assert len(told) == bool(says) and all(says in o for o in told)
 
-@pytest.mark.parametrize('cb', [LabelReport, Memorisation, lambda: RobustLoss(ELR()), lambda: RobustLoss(SmallLoss())], ids=['labels','memory','ELR','small loss'])
+@pytest.mark.parametrize('cb', [LabelReport, Memorisation, lambda: RobustLoss(ELR()), lambda: RobustLoss(GCE())], ids=['labels','memory','ELR','GCE'])
 def test_fewer_images_than_a_batch(cb):
     ds = [(torch.rand(3, 32, 32), torch.tensor(i%3)) for i in range(6)]
     dls = DataLoaders(DataLoader(ds, bs=8, shuffle=True, drop_last=True), DataLoader(ds, bs=8))
     with pytest.raises(InputError, match='do not fill one batch of 8'): fit(Learner(dls, tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=cb()))
+
+def test_extras_that_training_has_itself_are_not_told(make_learn, capsys):
+    weight = torch.tensor([1.,5.,1.])
+    for own,loss in ((CrossEntropyLossFlat(label_smoothing=.1), ELR(label_smoothing=.1)), (CrossEntropyLossFlat(weight=weight), torch.nn.CrossEntropyLoss(weight=weight))):
+        learn = make_learn(cbs=[RobustLoss(loss)])
+        learn.loss_func = own
+        fit(learn, 1)
+    assert 'does without' not in capsys.readouterr().err
+
+@pytest.mark.cell('Robust losses', 'a network with more outputs than classes, or with outputs that it masks: the list is of the classes')
+def test_outputs_that_are_no_classes(make_learn):
+    class More(torch.nn.Module):
+        def __init__(self, of): super().__init__(); self.net,self.of = tiny_model(),torch.tensor(of)
+        def forward(self, x): return torch.cat([self.net(x), self.of.expand(len(x), 1)], 1)
+    for of in (50., -torch.inf):
+        df = fit(make_learn(model=More(of), cbs=[LabelReport()]), 1).label_report.frame()
+        assert len(df) == 48 and df.margin.abs().max() < 40 and (df.label != df.suggested).all()
+
+def test_list_of_an_older_checkpoint(capsys):
+    cb = LabelReport()
+    cb.load_state_dict(dict(total=torch.ones(4, 3), epochs=torch.ones(4, 1)))
+    assert cb.total is None and cb.epochs == 0 and 'begins with the epochs that are still to come' in capsys.readouterr().err
+
+@pytest.mark.parametrize('drop_last', [True, False])
+def test_loaders_of_pytorch_are_refused_in_one_line(drop_last):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter([(torch.rand(3, 32, 32), torch.tensor(0))])
+    for ds in (Endless(), [(torch.rand(3, 32, 32), torch.tensor(0))]*3):
+        dl = torch.utils.data.DataLoader(ds, batch_size=8, drop_last=drop_last)
+        with pytest.raises(InputError, match="needs fastai's DataLoader"): fit(Learner(DataLoaders(dl, dl), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=LabelReport()))
