@@ -57,9 +57,9 @@ def _from_folder_on(paths, folder):
         return o
     return paths.astype(object).map(lambda o: from_there(str(o)), na_action='ignore')
 
-def _not_there(gone):
-    "Why there are no such files, told of the first"
-    path,more = gone[0],f" (and {len(gone)-1} more are not there)"*(len(gone) > 1)
+def _not_there(path, others):
+    "Why there is no such file, and so many others"
+    more = f" (and {others} more are not there)"*(others > 0)
     if os.path.islink(path): return f"{path} is a link that leads nowhere{more}: remove it, or repair it"
     hint = "paths have / between folders, not \\" if '\\' in str(path) else "is this the right data folder? If it is, leave these rows out"
     return f"{path} is named in the table and not there{more}: {hint}"
@@ -71,7 +71,7 @@ def _check_paths(df, folder, repeats):
     norm = df.path.map(os.path.normpath)
     if not repeats and (bad := df.path[norm.duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
     if (bad := df.path[df.is_valid & norm.isin(norm[~df.is_valid])]).size: raise InputError(f"path {bad.iloc[0]!r} is in the training and in the validation images")
-    if gone := [folder/p for p in df.path if not os.path.isfile(os.path.join(folder, p))]: raise InputError(_not_there(gone))
+    if gone := [p for p in df.path if not os.path.isfile(os.path.join(folder, p))]: raise InputError(_not_there(folder/gone[0], len(gone)-1))
 
 def _check_links(df, folder):
     "No file of the table may be elsewhere by way of a symbolic link"
