@@ -12,7 +12,7 @@ import os
 import pandas as pd
 from functools import cache
 from inspect import signature
-from itertools import product
+from itertools import islice,product
 from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
@@ -57,9 +57,11 @@ def _from_folder_on(paths, folder):
         return o
     return paths.astype(object).map(lambda o: from_there(str(o)), na_action='ignore')
 
+_most_gone = 1000 # missing files that are counted
+
 def _not_there(path, others):
     "Why there is no such file, and so many others"
-    more = f" (and {others} more are not there)"*(others > 0)
+    more = f" (and {'at least '*(others == _most_gone-1)}{others} more are not there)"*(others > 0)
     if os.path.islink(path): return f"{path} is a link that leads nowhere{more}: remove it, or repair it"
     hint = "paths have / between folders, not \\" if '\\' in str(path) else "is this the right data folder? If it is, leave these rows out"
     return f"{path} is named in the table and not there{more}: {hint}"
@@ -71,7 +73,7 @@ def _check_paths(df, folder, repeats):
     norm = df.path.map(os.path.normpath)
     if not repeats and (bad := df.path[norm.duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
     if (bad := df.path[df.is_valid & norm.isin(norm[~df.is_valid])]).size: raise InputError(f"path {bad.iloc[0]!r} is in the training and in the validation images")
-    if gone := [p for p in df.path if not os.path.isfile(os.path.join(folder, p))]: raise InputError(_not_there(folder/gone[0], len(gone)-1))
+    if gone := [*islice((p for p in df.path if not os.path.isfile(os.path.join(folder, p))), _most_gone)]: raise InputError(_not_there(folder/gone[0], len(gone)-1))
 
 def _check_links(df, folder):
     "No file of the table may be elsewhere by way of a symbolic link"
