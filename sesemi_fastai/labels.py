@@ -20,10 +20,10 @@ from .predictions import plot_images,with_paths
 # %% ../nbs/18_labels.ipynb #ca4668bb
 def margins(
     logits:Tensor, # Of a batch, [B,K]
-    labels:Tensor # Class numbers, [B], int64
+    labels:Tensor # Class numbers, [B], int
 ) -> Tensor: # [B], in logits; below 0 where another class is predicted
     "By how much the label's logit is above the largest other one"
-    own = labels[:,None]
+    own = labels.long()[:,None]
     return logits.gather(1, own)[:,0] - logits.scatter(1, own, -torch.inf).max(1)[0]
 
 def suspects(

@@ -7,7 +7,6 @@ __all__ = ['photo_src', 'run_pictures', 'write_report']
 
 # %% ../nbs/45_page.ipynb #9742f677
 import base64,io,os,warnings
-import pandas as pd
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.xml import to_xml,Html,Head,Body,Title,Meta,Style,H1,H2,P,Div,Img,Figure,Figcaption,Table,Thead,Tbody,Tr,Th,Td
@@ -39,7 +38,7 @@ def photo_src(
 
 def _html(df):
     "The table, with words to the left and figures to the right"
-    shown = df.map(lambda o: '' if pd.isna(o) else str(o))
+    shown = df.astype(object).where(df.notna(), '').astype(str)
     side = {k: 'text' if shown[k].str.contains(r'^[^-+–\d]').any() else 'figures' for k in shown}
     def cells(kind, row): return Tr(*(kind(o, cls=side[k]) for k,o in row.items()))
     return Div(Table(Thead(cells(Th, {k:k for k in shown})), Tbody(*(cells(Td, o) for o in shown.to_dict('records')))), cls='scroll', tabindex='0')

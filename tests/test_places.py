@@ -26,9 +26,11 @@ class Pretend(TorchDispatchMode):
         if func.overloadpacket in (aten._local_scalar_dense, aten.equal) or kwargs.get('device') == torch.device('cpu'): return func(*self._ones(args), **self._ones(kwargs))
         if func.overloadpacket is aten.copy_ and not _meta(args[0]): return args[0].fill_(1)
         if func.overloadpacket not in may_mix: self._one_place(func, args, kwargs)
-        try: return func(*args, **kwargs)
-        except NotImplementedError: # PyTorch's way to say that the shape of the result depends on values, so it is worked out with ones
-            return tree_map_only(torch.Tensor, lambda o: o.to('meta'), func(*self._ones(args), **self._ones(kwargs)))
+        if not self._shaped_by_values(func, args): return func(*args, **kwargs)
+        return tree_map_only(torch.Tensor, lambda o: o.to('meta'), func(*self._ones(args), **self._ones(kwargs)))
+    def _shaped_by_values(self, func, args):
+        "Whether the shape of the result depends on values, which are ones then; that of an index does if it is a mask"
+        return torch.Tag.dynamic_output_shape in func.tags and (func.overloadpacket is not aten.index or any(o is not None and o.dtype == torch.bool for o in args[1]))
     def _one_place(self, func, args, kwargs):
         if any(o.ndim for o in tree_leaves((args,kwargs)) if torch.is_tensor(o) and not _meta(o)): raise RuntimeError(f'{func} gets tensors of more than one device')
     def _ones(self, args): return tree_map_only(torch.Tensor, lambda o: torch.ones(o.shape, dtype=o.dtype) if _meta(o) else o, args)
