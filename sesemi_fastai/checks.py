@@ -9,7 +9,7 @@ __all__ = ['check_types', 'check_options', 'idle_options']
 import inspect
 from fastai.vision.all import default_device
 from .core import InputError,choose
-from .arch import known_arch
+from .arch import known_arch,need_published
 from .augment import augmentations
 from .methods import methods,rejecting
 from .optim import optimizers,schedules
@@ -18,7 +18,7 @@ from .recipe import resolved,rotates
 from .setup import check_noise,datasets,sesemi_of
 
 # %% ../nbs/37_checks.ipynb #08c88fee
-_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
+_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
     workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
 _choices = dict(epoch_unit=('labelled','unlabeled','steps'), turns=('all','one'), bad_images=('stop','skip'), bn=('separate','joint'))
@@ -39,6 +39,8 @@ def _check_together(config):
     if config['split_seed'] and config['dataset'] != 'own': raise InputError("split_seed belongs to --dataset own: the others have their own validation images")
     if not config['warmup'] < config['epochs']: raise InputError(f"warmup={config['warmup']:g}: the warm-up must be shorter than the {config['epochs']} epochs of the run")
     known_arch(config['arch'])
+    if config['pretrained'] == 'published': need_published(config['arch'])
+    if config['pretrained'] and config['sched'] == 'poly': raise InputError("poly has one rate for all layers, and pretrained ones need a smaller one: choose --sched one_cycle or flat_cos")
     sesemi_of(config, ['an image'], config['epochs'])
 
 def check_options(
@@ -74,4 +76,5 @@ def idle_options(
     if config['unlabeled'] == 'none': idle |= {'weight','weight_end'}
     elif not rotates(config): idle.add('unlabeled')
     if not config['warmup']: idle |= {'warmup_lr'}
+    if not config['pretrained']: idle |= {'lr_mult'}
     return [k for k,v in options.items() if k in idle and v is not None]

@@ -298,7 +298,7 @@ def sesemi_labels(
         written = _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df) if takes else None # before a reader such as `head` may be gone
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]
         if cleanlab: shown = shown.assign(cleanlab=scores.round(4))
-        print(shown.head(n).to_string(index=False))
+        if n: print(shown.head(n).to_string(index=False))
         precision = _told_precision(df, scores) if truly_wrong(df).any() else None
         for told in (_told_missing(folder, df), _told_estimate(folder, df), precision, written):
             if told: print(told)

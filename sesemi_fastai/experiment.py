@@ -25,7 +25,7 @@ from .optim import exportable,schedules
 from .recipe import overrides,resolved,rotates
 from .record import Record,device_info,git_commit,image_sizes,read_record,versions
 from .scan import scan_images
-from .setup import data_digest,method_of,set_up,split_files,warmup_of
+from .setup import data_digest,method_of,rates_of,set_up,split_files,warmup_of
 from .weights import export_weights as write_weights
 
 # %% ../nbs/38_experiment.ipynb #271eefdd
@@ -50,10 +50,11 @@ def _need_free_places(out, path):
     for f,column in ((Path(out)/f'{k}.csv', v) for k,v in _tables.items()):
         if f.is_file() and (path and f.samefile(path) or column not in read_table(f)): raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
 
-def _check(config, path, export, weights, out):
+def _check(config, path, export, weights, out, pretrained):
     "Mistakes that can be told at once"
     check_types(config, train_run)
     check_options(config)
+    if pretrained not in (None,'published') and not os.path.isfile(pretrained): raise InputError(f"pretrained {pretrained!r} is no file: give one with weights, or published")
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
     if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file(): read_corrections(kept) # of another kind it could not be added to
@@ -109,9 +110,11 @@ def train_run(
     size:int=None, # Side of the square images, pixels [128]
     aug:str=None, # Augmentation: fastai or sesemi [fastai]
     arch:str=None, # Network: fastai xresnet*, torchvision, or timm [xresnet50]
+    pretrained:str=None, # Weights to begin from, in all layers but the last: published (those of torchvision or timm, fetched at the first use), or a file, .pth or .safetensors; random if not given
     dropout:float=None, # Dropout before the label head [0.0]
     opt:str=None, # Optimizer: sgd, adam, ranger or ranger_gc [ranger]
     lr:float=None, # Learning rate; that of the recipe, or of an optimizer that is not the recipe's, if not given
+    lr_mult:float=None, # With pretrained weights: how many times smaller the rate of all layers but the last is [100.0]
     sched:str=None, # Schedule: one_cycle, flat_cos or poly [one_cycle]
     warmup:float=None, # Epochs of rising rate before poly [0.0]
     warmup_lr:float=None, # Rate at their start [0.0]
@@ -150,7 +153,7 @@ def train_run(
     args = locals()
     own_gpu()
     config = resolved(options(args))
-    _check(config, path, export, export_weights, out)
+    _check(config, path, export, export_weights, out, pretrained)
     with no_trace(out), alone(out): return _train(args, config)
 
 def _train(args, config):
@@ -159,11 +162,11 @@ def _train(args, config):
     if args['resume'] and out and is_done(out, {**config, 'path':None}): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
     args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
-    learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'])
+    learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'], args['pretrained'])
     keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest})] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
-        with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, config['lr'], cbs=cbs, **warmup_of(config, n_epoch))
+        with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, rates_of(config), cbs=cbs, **warmup_of(config, n_epoch))
     _judge_labels(learn, keep)
     if out and not rank_distrib():
         _leave_results(learn, args['export'], args['export_weights'], out, args['corrections'])

@@ -54,7 +54,7 @@ def no_trace(
 not_options = 'out','export','export_weights','bar','resume' # arguments of `train_run` that a record does not keep
 
 def _told_args(args, config):
-    kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out','store','corrections') if args.get(k) and args[k] != 'auto'}}
+    kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out','store','corrections','pretrained') if args.get(k) not in (None,'','auto','published')}}
     if args['unlabeled'] not in (None,*unlabeled_names): kept['unlabeled'] = os.path.abspath(args['unlabeled'])
     return {k:v for k,v in kept.items() if k not in ('resume','bar')}
 

@@ -8,6 +8,7 @@ __all__ = ['not_the_method', 'recipes', 'noisy_datasets', 'unlabeled_names', 're
 
 # %% ../nbs/33_recipe.ipynb #0bc10ed6
 import hashlib,os
+from functools import lru_cache
 from pathlib import Path
 from fastai.vision.all import default_device
 from .core import InputError,choose
@@ -16,7 +17,7 @@ from .precision import chosen_precision
 
 # %% ../nbs/33_recipe.ipynb #4074c0f4
 _all_options = dict(dataset='nette', path=None, noise=None, split_seed=0, size=128, aug='fastai', bad_images='stop',
-    arch='xresnet50', dropout=0., opt='ranger', lr=None, sched='one_cycle', warmup=0., warmup_lr=0., epochs=5, epoch_unit='labelled', max_steps=None, bs=64,
+    arch='xresnet50', pretrained=None, dropout=0., opt='ranger', lr=None, lr_mult=100., sched='one_cycle', warmup=0., warmup_lr=0., epochs=5, epoch_unit='labelled', max_steps=None, bs=64,
     smoothing=0., robust='none', unlabeled='train', unlabeled_bs=None, weight=1., weight_end=None, rampup=0., rot_only=0., turns='all', rot_size=None, every=1,
     turned=.5, bn='separate', features=None, seed=0, workers=None, store=None, store_size=None, corrections=None, precision='auto')
 
@@ -53,9 +54,12 @@ def _told_unlabeled(source):
     name = _last_part(source)
     return f'./{name}' if name in unlabeled_names and name != source else name
 
-def _told_corrections(fname):
-    "Name of a file of corrections and a digest of what it holds; a name with its digest stays"
-    try: return f'{Path(fname).name} [{hashlib.sha256(Path(fname).read_bytes()).hexdigest()[:8]}]'
+@lru_cache(16)
+def _digest(fname, size, time): return hashlib.sha256(Path(fname).read_bytes()).hexdigest()[:8]
+
+def _told_file(fname):
+    "Name of a file and a digest of what it holds; a name with its digest stays"
+    try: return f'{Path(fname).name} [{_digest(fname, (o := os.stat(fname)).st_size, o.st_mtime_ns)}]'
     except OSError: return Path(fname).name
 
 def resolved(
@@ -70,7 +74,7 @@ def resolved(
     if own_opt or config['lr'] is None: config['lr'] = choose(optimizers, config['opt'], 'optimizer').lr
     if config['precision'] == 'auto': config['precision'] = chosen_precision('auto', default_device())
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in noisy_datasets else 0
-    if config['corrections']: config['corrections'] = _told_corrections(config['corrections'])
+    config.update({k:_told_file(config[k]) for k in ('corrections','pretrained') if config[k] and config[k] != 'published'})
     return {**config, 'unlabeled':_told_unlabeled(config['unlabeled']), **{k:_last_part(config[k]) for k in ('path','store') if config[k]}}
 
 def overrides(
@@ -109,4 +113,4 @@ def config_of(
 ) -> dict: # Every option, and the recipe
     "The full configuration of the run that a record is of"
     config = {**_before, **record.get('config', {})}
-    return {**resolved(config), 'corrections':config.get('corrections')}
+    return {**resolved(config), **{k:config.get(k) for k in ('corrections','pretrained')}} # of files that may be there or not

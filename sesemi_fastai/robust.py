@@ -171,6 +171,8 @@ def _way(passes, between): # 0 to 1
     a,b = between
     return min(1, max(0, (passes-a)/(b-a)))
 
+_from_scratch,_pretrained = dict(takeover=(4,12), doubt=(20,40)),dict(takeover=(.5,1), doubt=(1,2))
+
 class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for such wrong ones as the training itself shows"
     def __init__(self,
@@ -178,20 +180,28 @@ class ForwardCorrection(TemporalTargets):
         surest:float=.05, # Share of the images, or of those of each predicted class, from whose labels wrong ones are estimated: those with the surest targets; at least 50, or 20
         trust:float=.5, # Part of the estimate that is believed
         lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
-        takeover:tuple=(4,12), # Passes over the images between which it does
-        doubt:tuple|None=(20,40), # Passes between which labels that the targets contradict lose their say, with `lam`; None for never
+        takeover:tuple|str='auto', # Passes over the images between which it does; auto: 4 to 12, with pretrained weights 0.5 to 1
+        doubt:tuple|str|None='auto', # Passes between which labels that the targets contradict lose their say, with `lam`; auto: 20 to 40, where `takeover` is auto with pretrained weights 1 to 2; None for never
         by_class:float|None=.05 # Share of the surest images with labels that stand out in their class, above which it is corrected by a matrix; None for never
     ):
         need_numbers(surest=surest, trust=trust, **({} if by_class is None else dict(by_class=by_class)))
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
         if by_class is not None and not 0 <= by_class <= 1: raise InputError(f"by_class={by_class}: give a share from 0 to 1, or None")
-        for k,v in dict(takeover=takeover, **({} if doubt is None else dict(doubt=doubt))).items():
+        self.takeover,self.doubt,self.pretrained = takeover,doubt,False
+        for k,v in self._between().items():
+            if v is None and k == 'doubt': continue
             if not isinstance(v, (tuple,list)) or len(v) != 2 or not all(isinstance(o, (int,float)) for o in v) or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
+        takeover,doubt = self._between().values()
         if lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
         beta,self.lam = _checked(beta, lam)
         super().__init__(beta)
-        self.surest,self.trust,self.takeover,self.doubt = float(surest),float(trust),tuple(takeover),doubt and tuple(doubt)
+        self.surest,self.trust = float(surest),float(trust)
         self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class if by_class is None else float(by_class),0.,0.,0.,None
+
+    def _between(self):
+        "The passes of both, in numbers"
+        usual = _pretrained if self.pretrained and self.takeover == 'auto' else _from_scratch
+        return {k:usual[k] if v == 'auto' else v for k,v in dict(takeover=self.takeover, doubt=self.doubt).items()}
 
     def begin(self,
         n:int, # Training images
@@ -201,7 +211,7 @@ class ForwardCorrection(TemporalTargets):
         "Set the rate or the matrix of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
         passes = round(self.passes)
-        self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in (self.takeover,self.doubt))
+        self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._between().values())
         trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
         share,matrix = self._estimate() if trust else (math.nan,None)
         if math.isnan(share): return
@@ -288,6 +298,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         need_a_batch(self.dls.train)
         self._tell_what_is_lost()
+        if hasattr(self.loss_func_of_training, 'pretrained'): self.loss_func_of_training.pretrained = bool(getattr(self.learn, 'pretrained', False))
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
         if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['datasets', 'check_noise', 'make_dls', 'split_files', 'unlabeled_files', 'to_rotate', 'data_digest', 'method_of',
-           'sesemi_of', 'epochs_of', 'warmup_of', 'set_up']
+           'sesemi_of', 'epochs_of', 'rates_of', 'warmup_of', 'set_up']
 
 # %% ../nbs/36_setup.ipynb #c59da991
 import hashlib,os
@@ -12,9 +12,9 @@ from copy import deepcopy
 from pathlib import Path
 import pandas as pd
 import torch
-from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed
+from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed,trainable_params
 from .core import InputError,choose,one_line
-from .arch import make_model
+from .arch import body_and_head,make_model
 from .callback import SESEMI
 from .data import need_level,noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls
 from .labels import LabelReport
@@ -158,6 +158,12 @@ def epochs_of(
     if not (steps := len(files)//bs): raise InputError(f"{len(files)} unlabeled images do not fill one batch of {bs}: choose a smaller unlabeled_bs")
     return n,[StepsPerEpoch(steps),*cbs]
 
+def rates_of(
+    config:dict # Full configuration
+) -> float|slice:
+    "The highest rate; with pretrained weights that of the first layers and that of the head"
+    return slice(config['lr']/config['lr_mult'], config['lr']) if config['pretrained'] else config['lr']
+
 def warmup_of(
     config:dict, # Full configuration
     n_epoch:int # Epochs that fastai counts
@@ -196,7 +202,8 @@ def set_up(
     files_of:str, # What `unlabeled_files` takes
     out:str|None, # Folder of the run
     store:str|None=None, # Folder of decoded images
-    corrections:str|None=None # CSV file of corrected labels
+    corrections:str|None=None, # CSV file of corrected labels
+    pretrained:str|None=None # Weights to begin from: published, or a file
 ) -> tuple: # Learner, images of its unlabeled stream, fastai's number of epochs, callbacks of the fit
     "Everything of a run that is ready before it begins"
     opt,seed = optimizers[config['opt']],config['seed']
@@ -209,9 +216,9 @@ def set_up(
     n_epoch,cbs = epochs_of(config, dls, files)
     sesemi = sesemi_of(config, files, n_epoch)
     set_seed(seed, reproducible=True)
-    model = _fits(make_model(config['arch'], dls.c, config['dropout']), config)
+    model = _fits(make_model(config['arch'], dls.c, config['dropout'], pretrained), config)
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
-                    opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy,
+                    opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy, splitter=body_and_head if pretrained else trainable_params,
                     cbs=[o for o in (sesemi, *robust_cbs(config['robust']), Memorisation(), LabelReport(), Predictions(), Prefetch()) if o], path=out or '.')
-    learn.digest = data_digest(dls, files)
+    learn.digest,learn.pretrained = data_digest(dls, files),bool(pretrained) # the latter as `vision_learner` has it
     return learn.to_precision(config['precision']),files,n_epoch,cbs

@@ -123,6 +123,9 @@ table_note = ("Percent at the final epoch, mean ± standard deviation over runs;
     "Images through the network: labelled ones, and those that were turned or got a label of the network's; equal compute counts shrunk ones by their area. "
     "Plain training of as much compute may have memorised more, and end lower than a shorter one: its rows tell.")
 
+def _network(config): return config['arch'] + {None:'', 'published':' from published weights'}.get(config['pretrained'], f" from the weights {config['pretrained']}")
+def _rate(config): return f"{config['opt']} with lr {config['lr']}" + f" (divided by {config['lr_mult']:g} below the last layer)"*bool(config['pretrained'])
+
 def conditions(
     records # Finished records
 ) -> str: # One sentence
@@ -134,10 +137,10 @@ def conditions(
     def one(f): return ', '.join(dict.fromkeys(str(f(o)) for o in records))
     def option(k): return one(lambda o: config_of(o)[k])
     pixels = one(lambda o: o['data']['pixels'])
-    rates = one(lambda o: '{opt} with lr {lr}'.format(**config_of(o)))
+    rates = one(lambda o: _rate(config_of(o)))
     files = f'files of {pixels} pixels' if pixels != 'various' else 'files of various sizes'
     return (f"Data: {one(lambda o: o['data']['folder'])} ({files}, {one(lambda o: o['data']['train_images'])} training and "
-            f"{one(lambda o: o['data']['valid_images'])} validation images), {option('size')} px; {option('arch')}, "
+            f"{one(lambda o: o['data']['valid_images'])} validation images), {option('size')} px; {one(lambda o: _network(config_of(o)))}, "
             f"{rates}, {option('sched')}, bs {option('bs')}, {option('precision')}; "
             f"{'validation images in the unlabeled stream (transductive)' + f' in {seen} of {len(df)} runs'*(seen < len(df)) if seen else 'no validation image in training (not transductive)'}; "
             f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch {one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}."
