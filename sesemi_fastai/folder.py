@@ -144,6 +144,7 @@ def _is_of(was, config):
     want = resolved(config)
     if not want['path']: want['path'] = was['path']
     if config.get('precision') in (None,'auto'): want['precision'] = was['precision'] # what the machine that trained has chosen
+    want.update({k:was[k] for k in ('corrections','pretrained') if want[k] and str(was[k]).startswith(f'{want[k]} [')}) # of a file that is not here the name is known, and no digest
     return _same(was, want)
 
 def was_left(
