@@ -13,13 +13,14 @@ from shlex import quote
 from datetime import datetime,timezone
 from pathlib import Path
 from fastcore.xtras import ContextManagers
-from fastai.vision.all import num_distrib,rank_distrib
+from fastai.vision.all import num_distrib,rank_distrib,trainable_params
+from .arch import make_model
 from .core import InputError,RunStopped,atomic_path,one_line,read_table,write_text
 from .checkpoint import Checkpoint,FiniteLoss
 from .checks import check_options,check_types
 from .corrections import add_corrections,read_corrections
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
+from .folder import alone,claim,clear,is_done,kept_file,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .recipe import overrides,resolved,rotates
@@ -45,8 +46,9 @@ def new_record(
 # %% ../nbs/38_experiment.ipynb #2caa4905
 _tables = dict(labels='suggested', predictions='of_label') # that a run leaves, and a column by which each is known
 
-def _need_free_places(out, path):
-    "`InputError` where a table of the user's stands in the place of one that the run leaves"
+def _need_free_places(out, path, pretrained):
+    "`InputError` where a table or weights of the user's stand in the place of what the run leaves"
+    if pretrained and any((o := Path(out)/f'model.{k}').is_file() and o.samefile(pretrained) for k in ('pth','safetensors')): raise InputError(f"{pretrained} would be replaced by the weights of this run: choose another --out")
     for f,column in ((Path(out)/f'{k}.csv', v) for k,v in _tables.items()):
         if f.is_file() and (path and f.samefile(path) or column not in read_table(f)): raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
 
@@ -54,11 +56,11 @@ def _check(config, path, export, weights, out, pretrained):
     "Mistakes that can be told at once"
     check_types(config, train_run)
     check_options(config)
-    if pretrained not in (None,'published') and not os.path.isfile(pretrained): raise InputError(f"pretrained {pretrained!r} is no file: give one with weights, or published")
+    if pretrained not in (None,'published'): make_model(config['arch'], 2, pretrained=pretrained) # before data are fetched and decoded
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
     if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file(): read_corrections(kept) # of another kind it could not be added to
-    if out: _need_free_places(out, path if path and Path(path).is_file() else None)
+    if out: _need_free_places(out, path if path and Path(path).is_file() else None, pretrained if pretrained != 'published' else None)
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
     if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 
@@ -68,10 +70,10 @@ def _judge_labels(learn, keep):
     df = learn.label_report.frame()
     if truly_wrong(df).any(): keep.save(label_order='margin', label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
-def _as_begun(fname, ckpts):
-    "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
-    if not (fname and ckpts) or rank_distrib(): return fname
-    copy = kept_corrections(ckpts, fname)
+def _as_begun(kind, fname, ckpts):
+    "Corrections or weights as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
+    if not (fname and ckpts) or rank_distrib() or fname == 'published': return fname
+    copy = kept_file(ckpts, kind, fname)
     if not copy.is_file():
         with atomic_path(copy) as tmp: shutil.copyfile(fname, tmp)
     return str(copy)
@@ -83,7 +85,7 @@ def _leave_results(learn, export, weights, out, corrections=None):
     if learn.label_report.total is not None: write_text(learn.path/'labels.csv', learn.label_report.frame().to_csv(index=False))
     try:
         if export:
-            learn.opt_func = exportable(learn.opt_func)
+            learn.opt_func,learn.splitter,learn.opt = exportable(learn.opt_func),trainable_params,None # so that loading needs fastai only
             learn.export('export.pkl')
         if weights: write_weights(learn, learn.path/f'model.{weights}')
     except RuntimeError as e: raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume {quote(str(out))} tries again") from e
@@ -114,7 +116,7 @@ def train_run(
     dropout:float=None, # Dropout before the label head [0.0]
     opt:str=None, # Optimizer: sgd, adam, ranger or ranger_gc [ranger]
     lr:float=None, # Learning rate; that of the recipe, or of an optimizer that is not the recipe's, if not given
-    lr_mult:float=None, # With pretrained weights: how many times smaller the rate of all layers but the last is [100.0]
+    lr_mult:float=None, # With pretrained weights: how many times smaller the rate of all layers but the last is; 100 if not given
     sched:str=None, # Schedule: one_cycle, flat_cos or poly [one_cycle]
     warmup:float=None, # Epochs of rising rate before poly [0.0]
     warmup_lr:float=None, # Rate at their start [0.0]
@@ -161,7 +163,7 @@ def _train(args, config):
     out,bar = args['out'],args['bar']
     if args['resume'] and out and is_done(out, {**config, 'path':None}): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
-    args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
+    args = {**args, **{k:_as_begun(k, args[k], ckpts) for k in ('corrections','pretrained')}}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'], args['pretrained'])
     keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest})] if out else [])

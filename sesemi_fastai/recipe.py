@@ -17,7 +17,7 @@ from .precision import chosen_precision
 
 # %% ../nbs/33_recipe.ipynb #4074c0f4
 _all_options = dict(dataset='nette', path=None, noise=None, split_seed=0, size=128, aug='fastai', bad_images='stop',
-    arch='xresnet50', pretrained=None, dropout=0., opt='ranger', lr=None, lr_mult=100., sched='one_cycle', warmup=0., warmup_lr=0., epochs=5, epoch_unit='labelled', max_steps=None, bs=64,
+    arch='xresnet50', pretrained=None, dropout=0., opt='ranger', lr=None, lr_mult=None, sched='one_cycle', warmup=0., warmup_lr=0., epochs=5, epoch_unit='labelled', max_steps=None, bs=64,
     smoothing=0., robust='none', unlabeled='train', unlabeled_bs=None, weight=1., weight_end=None, rampup=0., rot_only=0., turns='all', rot_size=None, every=1,
     turned=.5, bn='separate', features=None, seed=0, workers=None, store=None, store_size=None, corrections=None, precision='auto')
 
@@ -59,7 +59,7 @@ def _digest(fname, size, time): return hashlib.sha256(Path(fname).read_bytes()).
 
 def _told_file(fname):
     "Name of a file and a digest of what it holds; a name with its digest stays"
-    try: return f'{Path(fname).name} [{_digest(fname, (o := os.stat(fname)).st_size, o.st_mtime_ns)}]'
+    try: return f'{Path(fname).name} [{_digest(os.path.abspath(fname), (o := os.stat(fname)).st_size, o.st_mtime_ns)}]'
     except OSError: return Path(fname).name
 
 def resolved(
@@ -73,6 +73,7 @@ def resolved(
     own_opt = 'lr' not in given and config['opt'] != recipe_options(name)['opt'] # the recipe's rate is that of its optimizer
     if own_opt or config['lr'] is None: config['lr'] = choose(optimizers, config['opt'], 'optimizer').lr
     if config['precision'] == 'auto': config['precision'] = chosen_precision('auto', default_device())
+    if config['pretrained'] and config['lr_mult'] is None: config['lr_mult'] = 100.
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in noisy_datasets else 0
     config.update({k:_told_file(config[k]) for k in ('corrections','pretrained') if config[k] and config[k] != 'published'})
     return {**config, 'unlabeled':_told_unlabeled(config['unlabeled']), **{k:_last_part(config[k]) for k in ('path','store') if config[k]}}

@@ -171,10 +171,20 @@ def _way(passes, between): # 0 to 1
     a,b = between
     return min(1, max(0, (passes-a)/(b-a)))
 
+def _is_auto(passes): return isinstance(passes, str) and passes == 'auto'
+def _two_passes(name, passes):
+    "The same as numbers; None stays"
+    if passes is None: return None
+    try: a,b = map(float, passes)
+    except (TypeError,ValueError): a = b = 0.
+    if isinstance(passes, str) or not 0 <= a < b: raise InputError(f"{name}={passes}: give two numbers of passes, the smaller first, or auto")
+    return a,b
+
 _from_scratch,_pretrained = dict(takeover=(4,12), doubt=(20,40)),dict(takeover=(.5,1), doubt=(1,2))
 
 class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for such wrong ones as the training itself shows"
+    pretrained = False # `RobustLoss` asks the Learner
     def __init__(self,
         beta:float=.7, # How slowly the targets follow the predictions
         surest:float=.05, # Share of the images, or of those of each predicted class, from whose labels wrong ones are estimated: those with the surest targets; at least 50, or 20
@@ -187,21 +197,20 @@ class ForwardCorrection(TemporalTargets):
         need_numbers(surest=surest, trust=trust, **({} if by_class is None else dict(by_class=by_class)))
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
         if by_class is not None and not 0 <= by_class <= 1: raise InputError(f"by_class={by_class}: give a share from 0 to 1, or None")
-        self.takeover,self.doubt,self.pretrained = takeover,doubt,False
-        for k,v in self._between().items():
-            if v is None and k == 'doubt': continue
-            if not isinstance(v, (tuple,list)) or len(v) != 2 or not all(isinstance(o, (int,float)) for o in v) or not 0 <= v[0] < v[1]: raise InputError(f"{k}={v}: give two numbers of passes, the smaller first")
-        takeover,doubt = self._between().values()
-        if lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
         beta,self.lam = _checked(beta, lam)
+        self.takeover,self.doubt = takeover,doubt
+        self._passes(True)
         super().__init__(beta)
         self.surest,self.trust = float(surest),float(trust)
         self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class if by_class is None else float(by_class),0.,0.,0.,None
 
-    def _between(self):
-        "The passes of both, in numbers"
-        usual = _pretrained if self.pretrained and self.takeover == 'auto' else _from_scratch
-        return {k:usual[k] if v == 'auto' else v for k,v in dict(takeover=self.takeover, doubt=self.doubt).items()}
+    def _passes(self, pretrained):
+        "Those of takeover and doubt, in numbers"
+        usual = _pretrained if pretrained and _is_auto(self.takeover) else _from_scratch
+        takeover,doubt = (_two_passes(k, usual[k] if _is_auto(v) else v) for k,v in dict(takeover=self.takeover, doubt=self.doubt).items())
+        if takeover is None: raise InputError("takeover=None: give two numbers of passes, or auto; lam=0 is without early-learning regularisation")
+        if self.lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={self.doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
+        return takeover,doubt
 
     def begin(self,
         n:int, # Training images
@@ -211,7 +220,7 @@ class ForwardCorrection(TemporalTargets):
         "Set the rate or the matrix of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
         passes = round(self.passes)
-        self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._between().values())
+        self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._passes(self.pretrained))
         trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
         share,matrix = self._estimate() if trust else (math.nan,None)
         if math.isnan(share): return
@@ -298,7 +307,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         need_a_batch(self.dls.train)
         self._tell_what_is_lost()
-        if hasattr(self.loss_func_of_training, 'pretrained'): self.loss_func_of_training.pretrained = bool(getattr(self.learn, 'pretrained', False))
+        if isinstance(self.loss_func_of_training, ForwardCorrection): self.loss_func_of_training.pretrained = getattr(self.learn, 'pretrained', False) is True
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
         if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)

@@ -12,9 +12,9 @@ from copy import deepcopy
 from pathlib import Path
 import pandas as pd
 import torch
-from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed,trainable_params
+from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,Normalize,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed,trainable_params
 from .core import InputError,choose,one_line
-from .arch import body_and_head,make_model
+from .arch import body_and_head,make_model,pretrained_stats
 from .callback import SESEMI
 from .data import need_level,noisy_imagenette_dls,noisy_imagewoof_dls,imagewang_dls
 from .labels import LabelReport
@@ -196,6 +196,12 @@ def _onto_gpu(dls, share=.4):
     if dls.store is None or dls.train.fake_l.num_workers or torch.device(dls.device).type != 'cuda': return
     if dls.store.pixels.nbytes < share*torch.cuda.mem_get_info(dls.device)[0]: dls.store.to(dls.device)
 
+def _normalised_by(dls, stats):
+    "The batches are normalised by other statistics than before"
+    for o in {id(o):o for dl in dls.loaders for o in dl.after_batch.fs if isinstance(o, Normalize)}.values():
+        new = Normalize.from_stats(*stats, cuda=False)
+        o.mean,o.std = new.mean.to(o.mean.device),new.std.to(o.mean.device)
+
 def set_up(
     path:str|None, # Data folder, or a CSV file
     config:dict, # Full configuration
@@ -212,6 +218,7 @@ def set_up(
                    bad_images=config['bad_images'], aug=config['aug'], store=store, store_size=config['store_size'], corrections=corrections,
                    **(dict(split_seed=config['split_seed']) if config['dataset'] == 'own' else {}))
     _onto_gpu(dls)
+    _normalised_by(dls, pretrained_stats(config['arch'], pretrained))
     files = to_rotate(dls, unlabeled_files(dls, files_of), config['bad_images'])
     n_epoch,cbs = epochs_of(config, dls, files)
     sesemi = sesemi_of(config, files, n_epoch)

@@ -100,7 +100,7 @@ def other_settings(
     "The options in which runs of the same method differ, or any runs if the option is not one of the method"
     known = {'noise','method','epochs','runs','std','seed','digest','unlabeled_images',*_outcome}
     def differs(k): return s.groupby('method')[k].nunique(dropna=False).max() > 1 or k not in _of_method and s[k].nunique(dropna=False) > 1
-    res = {k:s[k].astype(str) for k in s if k not in known and differs(k)}
+    res = {k:s[k].astype(str).where(s[k].notna(), '–') for k in s if k not in known and differs(k)}
     if s.groupby('unlabeled').unlabeled_images.nunique().max() > 1: res['unlabeled images'] = s.unlabeled_images.map('{:.0f}'.format, na_action='ignore').fillna('–') # folders of one name that are not the same
     if s.groupby(['dataset','data','noise','corrections'], dropna=False).digest.nunique(dropna=False).max() > 1: res['data digest'] = s.digest.astype(str).str[:8] # data of one name that are not the same
     return res
@@ -124,7 +124,7 @@ table_note = ("Percent at the final epoch, mean ± standard deviation over runs;
     "Plain training of as much compute may have memorised more, and end lower than a shorter one: its rows tell.")
 
 def _network(config): return config['arch'] + {None:'', 'published':' from published weights'}.get(config['pretrained'], f" from the weights {config['pretrained']}")
-def _rate(config): return f"{config['opt']} with lr {config['lr']}" + f" (divided by {config['lr_mult']:g} below the last layer)"*bool(config['pretrained'])
+def _rate(config): return f"{config['opt']} with lr {config['lr']}" + (f" (divided by {config['lr_mult']:g} below the last layer)" if config['pretrained'] else '')
 
 def conditions(
     records # Finished records
@@ -142,7 +142,7 @@ def conditions(
     return (f"Data: {one(lambda o: o['data']['folder'])} ({files}, {one(lambda o: o['data']['train_images'])} training and "
             f"{one(lambda o: o['data']['valid_images'])} validation images), {option('size')} px; {one(lambda o: _network(config_of(o)))}, "
             f"{rates}, {option('sched')}, bs {option('bs')}, {option('precision')}; "
-            f"{'validation images in the unlabeled stream (transductive)' + f' in {seen} of {len(df)} runs'*(seen < len(df)) if seen else 'no validation image in training (not transductive)'}; "
+            f"{'validation images in the unlabeled stream (transductive)' + f' in {seen} of {len(df)} runs'*(seen < len(df)) if seen else 'no validation image in training (not transductive)'}{', whatever the pretrained weights have seen'*any(config_of(o)['pretrained'] for o in records)}; "
             f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch {one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}."
             + (f" {again} with the settings and seed of another {'is' if again == 1 else 'are'} not counted" + f", {other} with another outcome: the newest counts"*(other > 0) + "." if again else ''))
 
@@ -227,5 +227,5 @@ def published_beside(
 ) -> pd.DataFrame: # As `published_results`; empty where nobody has published anything
     "What others have published for the data sets and noise levels of these runs"
     df,names = published_results(),dict(nette='imagenette', wang='imagewang')
-    here = {(names.get(o['config'].get('dataset')),config_of(o)['noise']) for o in records}
+    here = {(names.get(o['config'].get('dataset')),config_of(o)['noise']) for o in records if not config_of(o)['pretrained']} # theirs are from scratch
     return df[[(d,n) in here for d,n in zip(df.dataset, df.pct_noise.fillna(0))]].reset_index(drop=True)

@@ -8,6 +8,7 @@ __all__ = ['export_weights', 'read_weights']
 # %% ../nbs/22_weights.ipynb #c042a182
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 import torch
 from torch import nn,Tensor
 from fastai.vision.all import Learner,get_model
@@ -44,9 +45,11 @@ def read_weights(
     "The weights in a file; `InputError` if there are none. Opening it cannot run code"
     fname = Path(fname)
     if not fname.is_file(): raise InputError(f"{fname} is no file: give one with weights, .pth or .safetensors")
-    try: state = _load_safetensors(fname) if fname.suffix == '.safetensors' else torch.load(fname, map_location='cpu', weights_only=True)
+    try: state = _load_safetensors(fname) if fname.suffix.lower() == '.safetensors' else torch.load(fname, map_location='cpu', weights_only=True)
     except InputError: raise
+    except UnpicklingError as e: raise InputError(f"{fname} holds more than weights, or is no file of PyTorch's: give a state_dict, as --export-weights writes it") from e
     except Exception as e: raise InputError(f"{fname} holds no weights that can be read: {one_line(e)[:100]}") from e
-    if isinstance(state, dict) and isinstance(state.get('model'), dict): state = state['model'] # with an optimizer, as `learn.save` writes it
+    for k in ('model','state_dict'): # with an optimizer, as `learn.save` and others write it
+        if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()): raise InputError(f"{fname} holds something else than weights: give a state_dict, as --export-weights writes it")
     return state

