@@ -85,11 +85,12 @@ def begin_from(
 ) -> nn.Module: # `model`
     "Give the network weights in all layers but the last linear one, which begins at random; `InputError` where they are another network's"
     head,own = _one_head(model),model.state_dict()
+    at = head.rpartition('.')[0] if head.endswith('.1') and isinstance(model.get_submodule(f'{head[:-1]}0'), nn.Dropout) else head # as `with_dropout` nests it
     state = {k.removeprefix('module.'):v for k,v in state.items()} # as DistributedDataParallel names them
-    def shapes(o): return {k:v.shape for k,v in o.items() if not k.startswith(f'{head}.') and not k.endswith('num_batches_tracked')}
+    def shapes(o): return {k:v.shape for k,v in o.items() if not k.startswith(f'{at}.') and not k.endswith('num_batches_tracked')}
     want,found = shapes(own),shapes(state)
     if other := [k for k in {**want, **found} if want.get(k) != found.get(k)]: raise InputError(f"{what} are of another network than {type(model).__name__}: {len(other)} of {len(want)} tensors have no counterpart of their name and shape, {other[0]} among them")
-    own.update({k:v for k,v in state.items() if not k.startswith(f'{head}.')})
+    own.update({k:v for k,v in state.items() if not k.startswith(f'{at}.')})
     model.load_state_dict(own)
     model.get_submodule(head).reset_parameters() # some of timm's begin with scores so large that a pretrained body would unlearn first
     return model

@@ -73,6 +73,7 @@ def resolved(
     own_opt = 'lr' not in given and config['opt'] != recipe_options(name)['opt'] # the recipe's rate is that of its optimizer
     if own_opt or config['lr'] is None: config['lr'] = choose(optimizers, config['opt'], 'optimizer').lr
     if config['precision'] == 'auto': config['precision'] = chosen_precision('auto', default_device())
+    config['pretrained'] = config['pretrained'] or None
     if config['pretrained'] and config['lr_mult'] is None: config['lr_mult'] = 100.
     if config['noise'] is None: config['noise'] = 50 if config['dataset'] in noisy_datasets else 0
     config.update({k:_told_file(config[k]) for k in ('corrections','pretrained') if config[k] and config[k] != 'published'})
