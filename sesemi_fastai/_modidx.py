@@ -539,7 +539,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sesemi_fastai.folder.claim': ('folder.html#claim', 'sesemi_fastai/folder.py'),
                                       'sesemi_fastai.folder.clear': ('folder.html#clear', 'sesemi_fastai/folder.py'),
                                       'sesemi_fastai.folder.is_done': ('folder.html#is_done', 'sesemi_fastai/folder.py'),
-                                      'sesemi_fastai.folder.kept_file': ('folder.html#kept_file', 'sesemi_fastai/folder.py'),
+                                      'sesemi_fastai.folder.kept_corrections': ('folder.html#kept_corrections', 'sesemi_fastai/folder.py'),
                                       'sesemi_fastai.folder.need_args': ('folder.html#need_args', 'sesemi_fastai/folder.py'),
                                       'sesemi_fastai.folder.no_trace': ('folder.html#no_trace', 'sesemi_fastai/folder.py'),
                                       'sesemi_fastai.folder.options': ('folder.html#options', 'sesemi_fastai/folder.py'),

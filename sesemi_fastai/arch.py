@@ -43,7 +43,9 @@ def _head_name(model):
 def _one_head(model):
     "The same, of a network that has no other; timm tells"
     name = _head_name(model)
-    if hasattr(model, 'get_classifier') and model.get_classifier() is not model.get_submodule(name): raise InputError(f"{type(model).__name__} has other heads than one linear layer: choose another network to begin from weights")
+    head,told = model.get_submodule(name),model.get_classifier() if hasattr(model, 'get_classifier') else None
+    alone = isinstance(told, nn.Module) and {*map(id, told.parameters())} == {*map(id, head.parameters())} # maybe within dropout
+    if hasattr(model, 'get_classifier') and not alone: raise InputError(f"{type(model).__name__} has other heads than one linear layer: choose another network to begin from weights")
     return name
 
 def with_dropout(
@@ -86,11 +88,11 @@ def begin_from(
     "Give the network weights in all layers but the last linear one, which begins at random; `InputError` where they are another network's"
     head,own = _one_head(model),model.state_dict()
     at = head.rpartition('.')[0] if head.endswith('.1') and isinstance(model.get_submodule(f'{head[:-1]}0'), nn.Dropout) else head # as `with_dropout` nests it
-    state = {k.removeprefix('module.'):v for k,v in state.items()} # as DistributedDataParallel names them
+    if all(k.startswith('module.') for k in state) and not any(k.startswith('module.') for k in own): state = {k.removeprefix('module.'):v for k,v in state.items()} # as DistributedDataParallel names them
     def shapes(o): return {k:v.shape for k,v in o.items() if not k.startswith(f'{at}.') and not k.endswith('num_batches_tracked')}
     want,found = shapes(own),shapes(state)
-    if other := [k for k in {**want, **found} if want.get(k) != found.get(k)]: raise InputError(f"{what} are of another network than {type(model).__name__}: {len(other)} of {len(want)} tensors have no counterpart of their name and shape, {other[0]} among them")
-    own.update({k:v for k,v in state.items() if not k.startswith(f'{at}.')})
+    if other := [k for k in {**want, **found} if want.get(k) != found.get(k)]: raise InputError(f"{what} are of another network than {type(model).__name__}: {len(other)} of {len({**want, **found})} tensors have no counterpart of their name and shape, {other[0]} among them")
+    own.update({k:state[k] for k in own if k in state and not k.startswith(f'{at}.')})
     model.load_state_dict(own)
     model.get_submodule(head).reset_parameters() # some of timm's begin with scores so large that a pretrained body would unlearn first
     return model
@@ -99,10 +101,10 @@ def pretrained_stats(
     arch:str, # As for `known_arch`
     pretrained:str|None # As for `make_model`
 ) -> tuple: # Mean and standard deviation of each channel
-    "What images are normalised by: those of ImageNet, where timm has published the weights what it says of them"
-    if pretrained != 'published' or _is_xresnet(arch) or _is_torchvision(arch): return imagenet_stats
-    cfg = _timm_with(arch).get_pretrained_cfg(arch)
-    return cfg.mean,cfg.std
+    "What images are normalised by: those of ImageNet, for published weights those that their publisher names"
+    if pretrained != 'published' or _is_xresnet(arch): return imagenet_stats
+    told = torchvision.models.get_model_weights(arch).DEFAULT.transforms() if _is_torchvision(arch) else _timm_with(arch).get_pretrained_cfg(arch)
+    return [*told.mean],[*told.std]
 
 def make_model(
     arch:str, # As for `known_arch`

@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint,FiniteLoss
 from .checks import check_options,check_types
 from .corrections import add_corrections,read_corrections
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,is_done,kept_file,need_args,no_trace,options,saved_args
+from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .recipe import overrides,resolved,rotates
@@ -46,9 +46,9 @@ def new_record(
 # %% ../nbs/38_experiment.ipynb #2caa4905
 _tables = dict(labels='suggested', predictions='of_label') # that a run leaves, and a column by which each is known
 
-def _need_free_places(out, path, pretrained):
+def _need_free_places(out, path, pretrained, weights):
     "`InputError` where a table or weights of the user's stand in the place of what the run leaves"
-    if pretrained and any((o := Path(out)/f'model.{k}').is_file() and o.samefile(pretrained) for k in ('pth','safetensors')): raise InputError(f"{pretrained} would be replaced by the weights of this run: choose another --out")
+    if pretrained and (o := Path(out)/f'model.{weights}').is_file() and o.samefile(pretrained): raise InputError(f"{pretrained} would be replaced by the weights of this run: choose another --out")
     for f,column in ((Path(out)/f'{k}.csv', v) for k,v in _tables.items()):
         if f.is_file() and (path and f.samefile(path) or column not in read_table(f)): raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
 
@@ -60,7 +60,7 @@ def _check(config, path, export, weights, out, pretrained):
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
     if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file(): read_corrections(kept) # of another kind it could not be added to
-    if out: _need_free_places(out, path if path and Path(path).is_file() else None, pretrained if pretrained != 'published' else None)
+    if out: _need_free_places(out, path if path and Path(path).is_file() else None, pretrained if pretrained != 'published' else None, weights)
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
     if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 
@@ -70,10 +70,10 @@ def _judge_labels(learn, keep):
     df = learn.label_report.frame()
     if truly_wrong(df).any(): keep.save(label_order='margin', label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
-def _as_begun(kind, fname, ckpts):
-    "Corrections or weights as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
-    if not (fname and ckpts) or rank_distrib() or fname == 'published': return fname
-    copy = kept_file(ckpts, kind, fname)
+def _as_begun(fname, ckpts):
+    "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
+    if not (fname and ckpts) or rank_distrib(): return fname
+    copy = kept_corrections(ckpts, fname)
     if not copy.is_file():
         with atomic_path(copy) as tmp: shutil.copyfile(fname, tmp)
     return str(copy)
@@ -163,7 +163,7 @@ def _train(args, config):
     out,bar = args['out'],args['bar']
     if args['resume'] and out and is_done(out, {**config, 'path':None}): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
-    args = {**args, **{k:_as_begun(k, args[k], ckpts) for k in ('corrections','pretrained')}}
+    args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'], args['pretrained'])
     keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest})] if out else [])

@@ -83,7 +83,7 @@ def overrides(
     config:dict # Full configuration
 ) -> dict: # Options in which it differs from its recipe
     "What the user has changed in a recipe; the data's place, the seed and what is chosen by the machine do not count"
-    of_recipe = resolved(dict(recipe=config['recipe'], precision=config['precision']))
+    of_recipe = {**resolved({k:config[k] for k in ('recipe','precision','pretrained')}), 'pretrained':None}
     return {k:v for k,v in config.items() if v != of_recipe[k] and k not in not_the_method}
 
 # %% ../nbs/33_recipe.ipynb #52c1d067

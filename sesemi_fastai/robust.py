@@ -209,7 +209,7 @@ class ForwardCorrection(TemporalTargets):
         usual = _pretrained if pretrained and _is_auto(self.takeover) else _from_scratch
         takeover,doubt = (_two_passes(k, usual[k] if _is_auto(v) else v) for k,v in dict(takeover=self.takeover, doubt=self.doubt).items())
         if takeover is None: raise InputError("takeover=None: give two numbers of passes, or auto; lam=0 is without early-learning regularisation")
-        if self.lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={self.doubt}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
+        if self.lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={self.doubt}, {doubt[0]:g} to {doubt[1]:g}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
         return takeover,doubt
 
     def begin(self,

@@ -119,7 +119,7 @@ def _run_options(study, choice, fname):
 
 def _check_twice(runs, fname):
     "`InputError` for one training under two names"
-    told = lambda c: {**resolved(c), **{k:c[k] for k in ('path','unlabeled','corrections','pretrained') if c.get(k) and ' [' not in str(resolved(c)[k])}} # where `resolved` keeps the last part of a path only, and no digest
+    told = lambda c: {**resolved(c), **{k:c[k] for k in ('path','unlabeled','corrections','pretrained') if c.get(k) and not (k in ('corrections','pretrained') and Path(c[k]).is_file())}} # where `resolved` keeps the last part of a path only, and no digest
     seen = {}
     for name,config in runs.items():
         if (other := seen.setdefault(str(sorted(told(config).items(), key=lambda o: o[0])), name)) != name: raise InputError(f"{fname}: the runs {other} and {name} are one training under two names: leave one out")

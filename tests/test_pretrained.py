@@ -3,7 +3,7 @@ import shutil, zipfile
 import pytest, torch, torchvision
 from fastai.vision.all import Normalize, imagenet_stats, resnet18, vision_learner
 from sesemi_fastai import arch as arch_module, experiment
-from sesemi_fastai.arch import body_and_head, make_model, pretrained_stats
+from sesemi_fastai.arch import begin_from, body_and_head, make_model, pretrained_stats
 from sesemi_fastai.checks import idle_options
 from sesemi_fastai.core import InputError
 from sesemi_fastai.folder import is_done
@@ -78,19 +78,24 @@ def test_a_killed_run_from_pretrained_weights_goes_on(mini, weights, tmp_path, m
     assert 'xresnet10_half from the weights model.pth [' in conditions([o]) and '(divided by 10 below the last layer)' in conditions([o])
     assert 'from the weights' not in conditions([{**o, 'config':{k:v for k,v in o['config'].items() if k not in ('pretrained','lr_mult')}}]) # a record from before the option
 
-@pytest.mark.cell('Resume', 'weights that the run began from change or vanish: it keeps them beside its checkpoints')
+@pytest.mark.cell('Resume', 'weights that the run began from change or vanish: one line, and it goes on when they are back')
 def test_weights_that_vanish_while_a_run_trains(mini, weights, tmp_path, monkeypatch):
     file = shutil.copyfile(weights, tmp_path/'w.pth')
     def killed(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(experiment, '_leave_results', killed)
     with pytest.raises(KeyboardInterrupt): train_run(**small, path=mini, pretrained=str(file), out=str(tmp_path/'r'))
     monkeypatch.undo()
-    file.write_text('others')
+    file.unlink()
+    with pytest.raises(InputError, match='w.pth is no file'): resume_run(tmp_path/'r', bar=False)
+    torch.save({**read_weights(weights), 'extra.num_batches_tracked':torch.tensor(0)}, file)
+    with pytest.raises(InputError, match='other settings.*pretrained w.pth'): resume_run(tmp_path/'r', bar=False)
+    shutil.copyfile(weights, file)
     o = resume_run(tmp_path/'r', bar=False)
     file.unlink()
     assert o['status'] == 'done' and not (tmp_path/'r/checkpoints').exists()
     kw = {k:v for k,v in dict(small, path=mini, pretrained=str(file)).items() if k != 'bar'}
     assert is_done(tmp_path/'r', kw) and not is_done(tmp_path/'r', {**kw, 'pretrained':'other.pth'}) and not is_done(tmp_path/'r', {**kw, 'pretrained':weights})
+    assert {'pretrained','lr_mult'} & {*o['overrides']} == {'pretrained'}
     assert len(published_beside([{**o, 'config':{**o['config'], 'dataset':'nette'}}])) == 0 < len(published_beside([{**o, 'config':{**o['config'], 'dataset':'nette', 'pretrained':None}}]))
 
 def test_the_weights_that_a_run_began_from_are_not_replaced(mini, weights, tmp_path):
@@ -125,6 +130,8 @@ def test_published_weights(monkeypatch):
     monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url', offline)
     with pytest.raises(InputError, match='cannot be fetched .no network here'): make_model('resnet18', 3, pretrained='published')
 
+def test_statistics_of_torchvision(): assert pretrained_stats('efficientnet_v2_l', 'published') == ([.5]*3,)*2 and pretrained_stats('resnet50', 'published') == imagenet_stats
+
 def test_networks_of_torchvision_that_load_their_weights_in_a_way_of_their_own(monkeypatch, tmp_path):
     "Older names of DenseNet, another version of MNASNet"
     for arch in ('densenet121','mnasnet0_5'):
@@ -145,7 +152,8 @@ def test_published_weights_of_timm(monkeypatch):
     m = make_model('resnet10t', 3, pretrained='published')
     assert torch.equal(m.layer4[0].conv2.weight, want.layer4[0].conv2.weight) and m.fc.out_features == 3
     with pytest.raises(InputError, match='other heads than one'): make_model('repvit_m0_9', 3, pretrained='published')
-    assert pretrained_stats('tf_efficientnet_lite0', 'published') == ((.5,)*3,)*2 and pretrained_stats('tf_efficientnet_lite0', 'w.pth') == imagenet_stats
+    assert pretrained_stats('tf_efficientnet_lite0', 'published') == ([.5]*3,)*2 and pretrained_stats('tf_efficientnet_lite0', 'w.pth') == imagenet_stats
+    for arch in ('resnet10t','convnext_atto'): begin_from(make_model(arch, 3, dropout=.5), make_model(arch, 9).state_dict())
     monkeypatch.setattr(timm, 'is_model_pretrained', lambda arch: False)
     with pytest.raises(InputError, match='publish weights of resnet10t'): make_model('resnet10t', 3, pretrained='published')
 
