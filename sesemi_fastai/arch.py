@@ -114,6 +114,7 @@ def make_model(
 ) -> nn.Module:
     "A classifier by name, from random weights or pretrained but for its last linear layer"
     model = known_arch(arch)(n_out)
-    if pretrained: _one_head(model) # before anything is fetched
-    if pretrained: begin_from(model, _published(arch) if pretrained == 'published' else read_weights(pretrained), f'the weights {pretrained}')
+    if pretrained:
+        _one_head(model) # before anything is fetched
+        begin_from(model, _published(arch) if pretrained == 'published' else read_weights(pretrained), f'the weights {pretrained}')
     return with_dropout(model, dropout) if dropout else model

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from pickle import UnpicklingError
 import torch
-from torch import nn,Tensor
+from torch import Tensor
 from fastai.vision.all import Learner,get_model
 from .core import InputError,atomic_path,one_line
 

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
+from sesemi_fastai.data import noisy_table
 
 @call_parse
 def main(
@@ -10,9 +11,10 @@ def main(
     out:str # New folder
 ):
     "Write photographs and tables noise50.csv, noise5.csv and noise0.csv, which have the true labels in a column of their own"
-    df,out = pd.read_csv(Path(path)/'noisy_imagenette.csv'),Path(out)
-    few = pd.concat([df[df.is_valid == valid].groupby('noisy_labels_0').sample(n, random_state=0) for valid,n in ((False,200),(True,100))])
+    tables,out = {n:noisy_table(path, n, named=False) for n in (50,5,0)},Path(out)
+    few = pd.concat([df.groupby('true').sample(100 if valid else 200, random_state=0) for valid,df in tables[0].groupby('is_valid')])
     for o in few.path:
         (out/o).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(path)/o, out/o)
-    for noise in (50,5,0): pd.DataFrame(dict(path=few.path, label=few[f'noisy_labels_{noise}'].where(~few.is_valid, few.noisy_labels_0), is_valid=few.is_valid, true=few.noisy_labels_0)).to_csv(out/f'noise{noise}.csv', index=False)
+    for noise,df in tables.items(): df.loc[few.index, ['path','label','is_valid','true']].to_csv(out/f'noise{noise}.csv', index=False)
+    print(f"{few.path.str.fullmatch(r'.*/n[0-9]{8}_[0-9]+.JPEG').sum()} of {len(few)} photographs are named as those in the training images of ImageNet")
