@@ -51,5 +51,5 @@ def read_weights(
     except Exception as e: raise InputError(f"{fname} holds no weights that can be read: {one_line(e)[:100]}") from e
     for k in ('model','state_dict'): # with an optimizer, as `learn.save` and others write it
         if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()): raise InputError(f"{fname} holds something else than weights: give a state_dict, as --export-weights writes it")
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()): raise InputError(f"{fname} holds something else than weights: give a state_dict, as --export-weights writes it")
     return state
