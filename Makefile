@@ -47,7 +47,7 @@ results: $(VENV)/.installed-dev
 # README.md is nbs/index.ipynb run from top to bottom, without the code cells
 readme:
 	@cd nbs && $(abspath $(BIN))/python -m nbconvert --log-level WARN --to markdown --execute --no-input --stdout index.ipynb \
-	  | sed -E -e 's#\]\((images/|[0-9a-z_/]+\.ipynb)#](nbs/\1#g' -e 's#\]\(\.\./#](#g' > $(abspath $(README)).new && mv $(abspath $(README)).new $(abspath $(README))
+	  | sed -E -e 's#\]\((images/|[0-9a-z_/]+\.ipynb)#](nbs/\1#g' -e 's#\]\(\.\./#](#g' | cat -s > $(abspath $(README)).new && mv $(abspath $(README)).new $(abspath $(README))
 
 # WORKFLOWS.md is made from the tests
 workflows:
