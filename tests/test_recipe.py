@@ -49,6 +49,7 @@ facts = {
     'sesemi-wang-200ep': dict(dataset='wang', arch='resnet50', opt='sgd', lr=.1, warmup=10, warmup_lr=.001, bs=4*32, unlabeled_bs=32, epochs=200)}
 all_of_them = dict(size=224, aug='sesemi', dropout=.5, sched='poly', epoch_unit='unlabeled', unlabeled='all', weight=1., rampup=0., turns='all', bn='separate', smoothing=0., robust='none')
 
+@pytest.mark.cell('Schedules and fits', 'published protocols by name')
 @pytest.mark.parametrize('name', facts)
 def test_options_are_the_published_ones(name):
     config = resolved(dict(recipe=name))
@@ -91,7 +92,7 @@ def test_decay_of_each_weight(mini, name, kind, settings):
     assert {k:opt.param_groups[0][k] for k in settings} == settings
     assert sizes == [len(list(learn.model.parameters()))+2]
 
-@pytest.mark.cell('Schedules and fits', 'published protocols by name; epochs counted over the unlabeled images or in steps')
+@pytest.mark.cell('Optimizers', "a step of SGD as published: decay is part of the gradient, as in torch")
 def test_a_coupled_step_of_sgd(mini):
     "Decay is part of the gradient, as in torch, and applies to BatchNorm"
     learn,_ = looked_at(mini, 'sesemi-80ep', epochs=1, warmup=0.)
@@ -179,6 +180,7 @@ def test_every_option_is_in_the_recipe():
     assert set(inspect.signature(experiment.train_run).parameters)-set(not_options) == set(resolved({}))
     assert all(set(o) <= set(resolved({})) for o in recipes.values())
 
+@pytest.mark.cell('Schedules and fits', 'epochs counted over the unlabeled images or in steps')
 def test_lengths_follow_the_unit_of_the_epochs(mini, monkeypatch):
     "Ramp-up, rotations alone and warm-up are given in the unit of --epochs; with steps fastai's epochs are others"
     from sesemi_fastai import experiment as exp

@@ -26,7 +26,7 @@ def seen(make_learn, *args, n=1, **kwargs):
     assert traces(learn) == CLEAN
     return learn,look
 
-@pytest.mark.cell('Learner', 'cheaper rotation losses: one turn an image, smaller images, every k-th step, the labelled batch itself')
+@pytest.mark.cell('Learner', 'a cheaper rotation loss: one turn an image')
 def test_one_turn_an_image(make_learn):
     learn,look = seen(make_learn, turns='one', bs=8)
     assert set(look.trained) == {(8,3,32,32)} and len(look.trained) == 2*look.steps
@@ -43,11 +43,13 @@ def test_one_turn_is_each_of_the_four(make_learn):
     counts = torch.cat(turns.all).bincount(minlength=4)
     assert counts.min() > .8*counts.float().mean()
 
+@pytest.mark.cell('Learner', 'a cheaper rotation loss: smaller rotated images')
 def test_smaller_rotated_images(make_learn):
     learn,look = seen(make_learn, size=24)
     assert set(look.trained) == {(8,3,32,32),(2*4,3,24,24)}
     with pytest.raises(InputError, match='can be shrunk only'): fit(make_learn(cbs=SESEMI(size=40)), 1)
 
+@pytest.mark.cell('Learner', 'a cheaper rotation loss: every k-th step')
 def test_every_third_step(make_learn):
     learn,look = seen(make_learn, every=3, n=2)
     assert len(look.trained) == look.steps + -(-look.steps//3)
@@ -58,6 +60,7 @@ def test_steps_in_between_are_plain(make_learn):
     plain,rare = weights([]),weights([SESEMI(every=10**6, weight=1e-30)])
     assert all(torch.equal(a, b) for a,b in zip(plain, rare))
 
+@pytest.mark.cell('Learner', 'a cheaper rotation loss: the labelled batch itself, also under MixUp and CutMix')
 @pytest.mark.parametrize('mix', [None,MixUp,CutMix])
 def test_own_batch_is_turned_and_passes_once(make_learn, mix):
     look = Forward()
