@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import default_collate,get_worker_info
 from fastai.vision.all import (Datasets,Image,PILImage,Tensor,TfmdDL,TfmdLists,ToTensor,Transform,TransformBlock,IntToFloatTensor,
                                delegates,SkipItemException,compose_tfms,Categorize,ColReader)
+from .core import columns_read
 from .plans import LazyImage,Planned,planned_batch,planner,sent
-from .store import ImageStore
+from .store import ImageStore,for_a_process
 
 # %% ../nbs/05_batches.ipynb #5e753262
 class StoredImage(Transform):
@@ -24,7 +25,7 @@ class StoredImage(Transform):
     def encodes(self, o): return PILImage.create(o) if (row := self._row(o)) is None else LazyImage(self.store, row)
     def _row(self, o): return self.store.row(o) if isinstance(o, (str,Path)) else None
     def __deepcopy__(self, memo): return self
-    def __reduce__(self): return Transform,(PILImage.create,)
+    def __reduce__(self): return (type(self),(self.store,)) if for_a_process() else (Transform,(PILImage.create,))
 
 def _column(col):
     "One column of the items as a batch"
@@ -112,7 +113,7 @@ class StoreDL(TfmdDL):
         if seen := self._seen(s): return seen.get(s or 0)
         item,known = self._read(s),self.__dict__.get('_known')
         if _simple(item) and self._fixed():
-            if not (known and known[0] is self.dataset): self._known = known = self.dataset,_Known(len(self.dataset), item)
+            if not (known and known[0] is self.dataset): self._known = known = self.dataset,_Known(len(self.dataset), item),[o.copy() for o in self._values()]
             known[1].add(s or 0, item)
         return item
 
@@ -134,6 +135,15 @@ class StoreDL(TfmdDL):
     def before_iter(self):
         super().before_iter()
         self._forget(_of_a_pass)
+        if '_known' in vars(self) and not self._still_so(): self._forget(['_known'])
+
+    def _values(self):
+        "What the items are read from"
+        return [tl.items[columns_read(tl)] if isinstance(tl.items, pd.DataFrame) else pd.Series(list(tl.items)) for tl in self.dataset.tls]
+
+    def _still_so(self):
+        "Whether the items are those that were noted, as a table may be changed in place"
+        return self._known[0] is self.dataset and all(a.equals(b) for a,b in zip(self._known[2], self._values()))
 
     def _forget(self, names):
         for o in names: self.__dict__.pop(o, None)
@@ -146,6 +156,7 @@ class StoreDL(TfmdDL):
 
     def __reduce_ex__(self, protocol):
         "Pickled, as by `learn.export`, it is the `TfmdDL` that it was made from"
+        if for_a_process(): return super().__reduce_ex__(protocol)
         return object.__new__,(TfmdDL,),{k:v for k,v in vars(self).items() if k not in _of_ours}
 
     def do_item(self, s):

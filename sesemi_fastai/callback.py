@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
-from fastai.vision.all import DataLoader,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
+from fastai.vision.all import DataLoader,Datasets,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
 from .core import InputError,need_a_batch,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
@@ -99,7 +99,7 @@ class SESEMI(TrainingColumns):
     columns = 'rot_loss','rot_acc','rot_weight'
     def __init__(self,
         unlabeled=None, # None: the training images, and those of dls.unlabeled; from fastai `Datasets`. 'valid': validation images as well (transductive). 'batch': those of the labelled batch itself. Or a folder, paths, a DataFrame, a DataLoader; or a function of the Learner that gives such images at each epoch's start
-        weight:float=1., # Factor of the rotation loss; or a schedule of fastai's for it, such as SchedCos(1, 0)
+        weight=1., # Factor of the rotation loss; or a schedule of fastai's for it, such as SchedCos(1, 0)
         rampup:float=0, # Epochs over which the weight rises from near 0; 0 for none
         bs:int|None=None, # Unlabeled images in a step; a quarter of the labelled batch if None
         bn:str='separate', # 'separate': two forward passes, as published. 'joint': one pass with both batches
@@ -204,11 +204,17 @@ class SESEMI(TrainingColumns):
     @contextmanager
     def _train_phase(self):
         "The rotation branch is in place inside; if the phase fails, the stream's worker processes end"
-        try:
-            with self._in_place(): yield
+        with self._closed_on_failure(), self._in_place(): yield
+
+    @contextmanager
+    def _closed_on_failure(self):
+        try: yield
         except BaseException:
             if self._stream: self._stream.close()
             raise
+
+    def after_train(self):
+        if self._active: around_next_phase(self.learn, self._closed_on_failure, ['validate'])
 
     @contextmanager
     def _in_place(self):
@@ -229,7 +235,8 @@ class SESEMI(TrainingColumns):
 
     def _source(self):
         "The unlabeled images of this epoch"
-        if not self._changing: return None if self._own_batch else self.unlabeled
+        if self._own_batch: return None if isinstance(getattr(self.dls, 'train_ds', None), Datasets) else self.dls.train # for one look at the feature map
+        if not self._changing: return self.unlabeled
         source = self.unlabeled(self.learn)
         if isinstance(source, str) and source in ('valid','batch'): raise InputError(f"a function as unlabeled= gives images, not {source!r}: a folder, paths, a DataFrame or a DataLoader")
         return source
@@ -246,11 +253,16 @@ class SESEMI(TrainingColumns):
         if made: self._make(made_for, source)
         if made and not self._pending: return
         if self._pending: self._go_on()
-        if moved or self._changing: self._stream.change(self.learn.dls, source, self.bs, self.num_workers)
+        if moved or self._changing: self._stream.change(self.learn.dls, source, *self._batches)
+
+    @property
+    def _batches(self):
+        "Batch size and worker processes of the stream"
+        return (None,0) if self._own_batch else (self.bs,self.num_workers)
 
     def _make(self, made_for, source):
         "A new stream, and a new branch"
-        stream = UnlabeledStream(self.learn.dls, source, self.bs, self.num_workers, self.seed)
+        stream = UnlabeledStream(self.learn.dls, source, *self._batches, self.seed)
         u = self._to_model(stream.peek()[:2])
         with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
         from_first_rank(branch.head)
@@ -276,7 +288,9 @@ class SESEMI(TrainingColumns):
         self._stream.load_state_dict(state['stream'])
         for p,g in zip(self.rot_head.parameters(), state['grads']): p.grad = None if g is None else g.to(p.device)
 
-    def _to_model(self, x): return x.to(next(self.learn.model.parameters()).device, non_blocking=True)
+    def _to_model(self, x):
+        p = next(self.learn.model.parameters())
+        return x.to(p.device, p.dtype if x.is_floating_point() else x.dtype, non_blocking=p.is_cuda)
 
     # -- one training step
     def before_batch(self):
@@ -305,7 +319,7 @@ class SESEMI(TrainingColumns):
             self._x = turn_each(x, self._turns)
 
     def _random_turns(self, n, share=.75):
-        with self._stream.random(): return random_turns(n, share)
+        with self._stream.random.of_torch(): return random_turns(n, share)
 
     def after_pred(self): self._after_forward()
 
@@ -316,7 +330,7 @@ class SESEMI(TrainingColumns):
     def after_loss(self):
         if not (self._on and self._turning): return
         pred = self._separate_logits() if self._logits is None else self._from_shared_pass()
-        turns,w = self._turns.to(pred.device, non_blocking=True),self.factor()
+        turns,w = self._turns.to(pred.device, non_blocking=pred.is_cuda),self.factor()
         loss = rotation_loss(pred, turns)
         self.learn.loss_grad = self._label_loss() + w*loss
         self._count(loss.detach(), rotation_accuracy(pred.detach(), turns), torch.full_like(loss.detach(), w))
@@ -330,7 +344,7 @@ class SESEMI(TrainingColumns):
         if self._on: mean_gradients(self._branch.head)
 
     def _separate_logits(self):
-        with self._stream.random(): return self._branch.rotated(self._x)
+        with self._stream.random.of_torch(): return self._branch.rotated(self._x)
 
     def _from_shared_pass(self):
         if not self._logits: raise not_reached(get_model(self.learn.model))

@@ -118,6 +118,12 @@ def _digest(ds):
 
 def _finite(model): return all(o.isfinite().all() for o in model.state_dict().values() if o.is_floating_point())
 
+def _order(dl):
+    "Where a fastai loader is in its random numbers; one of PyTorch's draws from the global ones"
+    rng = getattr(plain_dl(dl), 'rng', None)
+    return rng and rng.getstate()
+def _batch_size(dl): return getattr(plain_dl(dl), 'bs', None) or getattr(dl, 'batch_size', None)
+
 def _name(f): return getattr(f, '__name__', type(f).__name__)
 
 def _told_optimizer(opt):
@@ -156,9 +162,9 @@ class Checkpoint(StaysHome):
 
     def _write(self, ended=False):
         self._written = self.epoch+1
-        if not _finite(get_model(self.learn.model)): return print(f"no checkpoint of epoch {self.epoch+1}: some weights are not finite", file=sys.stderr)
-        own = gathered(self._own_state())
+        own,finite = gathered(self._own_state()),all(gathered(_finite(get_model(self.learn.model)))) # asked of all before one of them leaves
         if rank_distrib(): return
+        if not finite: return print(f"no checkpoint of epoch {self.epoch+1}: some weights are not finite", file=sys.stderr)
         write_checkpoint({**self._shared_state(), 'ranks':own, 'ended':ended}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
         for old in checkpoint_files(self.folder, self.n_fit)[self.keep:]: old.unlink()
 
@@ -171,7 +177,7 @@ class Checkpoint(StaysHome):
 
     def _own_state(self):
         "What each process has for itself"
-        return _safe(dict(random=get_random_states(), order=plain_dl(self.dls.train).rng.getstate(), waiting=self._waiting(),
+        return _safe(dict(random=get_random_states(), order=_order(self.dls.train), waiting=self._waiting(),
             callbacks={nm:cb.state_dict() for nm,cb in _stateful(self.learn).items()}))
 
     def _waiting(self):
@@ -207,7 +213,7 @@ class Checkpoint(StaysHome):
         data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in sets.items() if hasattr(ds, '__len__')}
         planned = [cb.scheds['lr'](.25) for cb in self.learn.cbs if 'lr' in getattr(cb, 'scheds', ())] or [o['lr'] for o in self.opt.hypers]
         return dict(lr=', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o))), callbacks=', '.join(sorted(_stateful(self.learn))), **data,
-            network=_told_network(get_model(self.learn.model)), optimizer=_told_optimizer(self.opt), loss=_name(self.learn.loss_func), batch=f'{plain_dl(self.dls.train).bs} images')
+            network=_told_network(get_model(self.learn.model)), optimizer=_told_optimizer(self.opt), loss=_name(self.learn.loss_func), batch=f'{_batch_size(self.dls.train)} images')
 
     def _restore(self):
         state = self._state
@@ -215,7 +221,7 @@ class Checkpoint(StaysHome):
         if (there := {**self._fit, **state.get('fit', {})}) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {differences(there, self._fit)}; make it the same, or choose another folder")
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
-        self.opt.load_state_dict(_on(state['opt'], self.dls.device))
+        self.opt.load_state_dict(_on(state['opt'], next(self.learn.model.parameters()).device))
         if state['scaler']: self.learn.scaler.load_state_dict(state['scaler'])
         own = state['ranks'][rank_distrib()]['callbacks']
         for nm,cb in _stateful(self.learn).items():
@@ -253,7 +259,7 @@ class Checkpoint(StaysHome):
     def _restore_place(self):
         own = self._state['ranks'][rank_distrib()]
         self._restore_waiting(own['waiting'])
-        plain_dl(self.dls.train).rng.setstate(own['order'])
+        if own['order'] is not None: plain_dl(self.dls.train).rng.setstate(own['order'])
         set_random_states(**states_for_here(own['random']))
         self._state = None
 
@@ -280,7 +286,10 @@ class FiniteLoss(StaysHome):
     order = MixedPrecision.order-1
     def __init__(self,
         every:int|None=None # Steps between two looks; 1 on a CPU and 50 on a GPU if None
-    ): self.every = every
+    ):
+        if every is not None: need_numbers(whole=True, every=every)
+        if every is not None and every < 1: raise InputError("every must be at least 1")
+        self.every = every
 
     def before_train(self): self.bad = None
     def after_loss(self):

@@ -7,10 +7,14 @@ __all__ = ['TrainingColumns']
 
 # %% ../nbs/08_columns.ipynb #42c63e9b
 from fastai.vision.all import L,ValueMetric,noop
+from .core import InputError
 from .phase import StaysHome,in_fit
 
 # %% ../nbs/08_columns.ipynb #50a005b1
 def _bare(name): return name.removeprefix('train_').removeprefix('valid_')
+
+class _Column(ValueMetric):
+    "What tells a column from a metric of the user's"
 
 class TrainingColumns(StaysHome):
     "A callback with columns of its own in the recorder"
@@ -33,16 +37,18 @@ class TrainingColumns(StaysHome):
         if evaluates and event_name == 'before_epoch': self.hide_columns()
         if evaluates and event_name == 'after_fit': self.learn.metrics,self._announced = self.learn.metrics + self._announced,L()
 
-    def _is_ours(self, metric): return metric.name in self.columns
+    def _is_ours(self, metric): return isinstance(metric, _Column) and metric.name in self.columns
     @property
     def _in_use(self):
         "Whether a fit that is under way has our columns"
         return in_fit(self.learn) and any(_bare(o) in self.columns for o in getattr(getattr(self.learn, 'recorder', None), 'metric_names', ()))
-    def _add_columns(self): self.learn.metrics = self.learn.metrics + L(ValueMetric(noop, nm) for nm in self.columns)
+    def _add_columns(self): self.learn.metrics = self.learn.metrics + L(_Column(noop, nm) for nm in self.columns)
 
     def show_columns(self):
         "Announce the columns, in `before_fit`; not while the Learner evaluates, which fires that event, too"
-        if not self.evaluating: self._add_columns()
+        if self.evaluating: return
+        if theirs := [o.name for o in self.learn.metrics if not isinstance(o, _Column) and o.name in self.columns]: raise InputError(f"a metric is called {theirs[0]}, as a column of {type(self).__name__}: give it another name")
+        self._add_columns()
 
     def hide_columns(self):
         "The recorder has read the names; the values come from `fill_columns`"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'one_line', 'make_folder', 'place_of_file', 'atomic_path', 'write_text',
-           'image_files', 'real_paths', 'read_table', 'need_columns', 'note', 'need_a_batch', 'choose', 'shows_bars',
-           'progress']
+           'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns', 'note', 'need_a_batch', 'choose',
+           'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time
@@ -105,6 +105,13 @@ def image_files(
             starts += [os.path.join(top, o) for o in folders if os.path.islink(os.path.join(top, o))]
             found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.')]
     return sorted(found)
+
+def columns_read(
+    tl # `TfmdLists` of a table
+) -> list: # Names of columns
+    "The columns that a part of the items comes from: those of fastai's `ColReader`, or the first"
+    names = list(tl.items.columns)
+    return [names[c] if isinstance(c, int) else c for c in getattr(next(iter(tl.tfms.fs), None), 'cols', names[:1])]
 
 def real_paths(
     files # Files, absolute or from the current folder

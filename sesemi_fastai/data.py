@@ -94,7 +94,7 @@ def checked_table(
     check_links:bool=True, # Refuse symbolic links to files outside of the folder
     repeats:bool=False # Training images may stand there several times, to be seen more often
 ) -> pd.DataFrame: # The same columns, `is_valid` as bool
-    "`df` itself if training on it can work; `InputError` says the first thing that is wrong"
+    "The table, with its labels as text, if training on it can work; `InputError` says the first thing that is wrong"
     if not isinstance(df, pd.DataFrame): raise InputError(f"a table is a DataFrame, not {type(df).__name__}: own_dls takes folders and CSV files as well")
     need_columns(df, ['path','label','is_valid'], 'the table')
     df = df.reset_index(drop=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IndexedCategory', 'indexed', 'item_names', 'unknown', 'item_labels', 'same_images', 'class_name', 'class_names',
-           'need_classes', 'ItemIndex']
+           'need_logits', 'need_one_target', 'need_classes', 'ItemIndex']
 
 # %% ../nbs/10_items.ipynb #ddee66da
 import numpy as np, pandas as pd, torch
@@ -14,7 +14,7 @@ from types import MethodType
 from fastcore.imports import equals
 from fastai.vision.all import Datasets,L,TensorCategory,Tensor,first,noop
 from fastai.callback.mixup import MixHandler
-from .core import InputError,need_a_batch
+from .core import InputError,columns_read,need_a_batch
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/10_items.ipynb #31dc6bc2
@@ -48,7 +48,7 @@ def indexed(
     "`y` that knows which items it belongs to"
     res,idx = y.as_subclass(IndexedCategory),torch.as_tensor(idx)
     if y.is_cuda and not idx.is_cuda: idx = idx.pin_memory() # so that nothing waits for the copy
-    res.idx = idx.to(y.device, non_blocking=True)
+    res.idx = idx.to(y.device, non_blocking=y.is_cuda)
     return res
 
 # %% ../nbs/10_items.ipynb #0885868f
@@ -66,7 +66,7 @@ def item_names(
     "Paths and maybe true labels of the items"
     items = getattr(ds, 'items', None)
     if items is None: return {}
-    names = {k:list(items[k]) for k in ('path','true') if k in items} if isinstance(items, pd.DataFrame) else {}
+    names = {k:list(items[k]) for k in ('path','true') if k in items and (k != 'path' or not hasattr(ds, 'tls') or columns_read(ds.tls[0]) == ['path'])} if isinstance(items, pd.DataFrame) else {}
     if 'true' in names: names['true'] = [o if unknown(o) else class_name(o) for o in names['true']]
     if 'path' not in names and (files := _files(ds, items)) is not None:
         names['path'] = [str(Path(o).relative_to(base) if base and Path(o).is_relative_to(base) else o) for o in files]
@@ -119,11 +119,26 @@ def _instead(o, name, value):
         if own: setattr(o, name, was)
         else: delattr(o, name)
 
+def need_logits(
+    pred, # What the network gives
+    cb # Callback that needs it
+):
+    "`InputError` if these are not the logits of one class an image"
+    if not isinstance(pred, Tensor) or pred.ndim != 2: raise InputError(f"the network gives {'a tensor of shape '+str(list(pred.shape)) if isinstance(pred, Tensor) else 'a '+type(pred).__name__}: {type(cb).__name__} needs the logits of one class an image, [B,K]")
+
+def need_one_target(
+    yb, # Targets of a batch
+    cb # Callback that needs one
+):
+    "`InputError` if there are several"
+    if len(yb) > 1: raise InputError(f"the batches hold {len(yb)} targets: {type(cb).__name__} needs one class for each image and nothing else")
+
 def need_classes(
     y, # Labels of a batch
     cb # Callback that needs them
 ):
     "`InputError` if there is not one class for each image"
+    if not isinstance(y, Tensor): raise InputError(f"labels of type {type(y).__name__}: {type(cb).__name__} needs one class for each image, as numbers of shape [B]")
     if y.ndim != 1 or y.is_floating_point(): raise InputError(f"labels of shape {tuple(y.shape)} and type {y.dtype}: {type(cb).__name__} needs one class for each image, as numbers of shape [B]")
 
 def _idx_of(y, cb):
@@ -147,15 +162,15 @@ class ItemIndex(StaysHome):
         if not hasattr(dl, 'get_idxs'): raise InputError(f"the training loader does not say which items are in a batch: {type(self).__name__} needs fastai's DataLoader")
         need_a_batch(dl)
         get,do,self.pass_idxs,self.last_idxs,self.bs = dl.get_idxs,dl.do_item,None,[],dl.bs
-        def noted(dl):
+        def get_idxs(dl):
             self.last_idxs = list(get())
             return self.last_idxs
-        def not_skipped(dl, s):
+        def do_item(dl, s):
             if (res := do(s)) is None: raise InputError(f"item {s} of the training set was skipped, which moves all that follow it: leave it out of the data")
             return res
-        if not vars(dl).get('do_item') or hasattr(do, 'looks_on'): not_skipped.looks_on = True
-        # of plain functions, `dl.new` would make copies for its own new loader
-        with _instead(dl, 'get_idxs', MethodType(noted, dl)), _instead(dl, 'do_item', MethodType(not_skipped, dl)):
+        if not vars(dl).get('do_item') or hasattr(do, 'looks_on'): do_item.looks_on = True
+        # of plain functions, `dl.new` would make copies for its own new loader; their names bring them to loader processes that are not forked, as the loader's own
+        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(dl, 'do_item', MethodType(do_item, dl)):
             try: yield
             finally: self._forget_mixed()
 
@@ -166,6 +181,7 @@ class ItemIndex(StaysHome):
 
     def before_batch(self):
         if not self.training or not len(self.yb): return
+        need_one_target(self.yb, self)
         y,bs = self.learn.yb[0],self.bs
         if self.pass_idxs is None: self.pass_idxs = self.last_idxs # what others draw from the loader in the middle of the pass does not count
         if getattr(y, 'idx', None) is not None: return # another of us was here

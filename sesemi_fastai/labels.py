@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model
 from .core import InputError,note
 from .distributed import sum_over_ranks
-from .items import ItemIndex,class_names,item_labels,item_names,same_images,unknown
+from .items import ItemIndex,class_names,item_labels,item_names,need_logits,same_images,unknown
 from .predictions import plot_images,with_paths
 
 # %% ../nbs/18_labels.ipynb #ca4668bb
@@ -63,6 +63,7 @@ class LabelReport(ItemIndex):
 
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
+        need_logits(self.learn.pred, self)
         x = self.learn.pred.detach().as_subclass(Tensor).float()
         m = margins(x[:,:self.n_classes], self.labels.as_subclass(Tensor))[:,None].clamp(-1e4, 1e4) # the sum stays a number where outputs are masked
         p = torch.cat([x.softmax(1), m, torch.ones_like(m)], 1)

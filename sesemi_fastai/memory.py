@@ -12,7 +12,7 @@ from fastai.vision.all import Tensor,get_model
 from .columns import TrainingColumns
 from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
-from .items import ItemIndex,class_name,class_names,item_names,same_images,unknown
+from .items import ItemIndex,class_name,class_names,item_names,need_logits,same_images,unknown
 
 # %% ../nbs/16_memory.ipynb #53a095e0
 def true_labels(
@@ -58,6 +58,7 @@ class Memorisation(ItemIndex, TrainingColumns):
 
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
+        need_logits(self.learn.pred, self)
         y,idx = self.labels,self.idx
         guess,given = self.learn.pred.detach().as_subclass(Tensor).argmax(1),y.as_subclass(Tensor)
         true = given if self.true_y is None else self.true_y[idx]

@@ -21,13 +21,13 @@ method_names = dict(forward='forward correction', bootstrap='bootstrapping', boo
 rejecting = 'smallloss','fixmatch' # methods that reject labels
 
 def robust_cbs(
-    name:str='auto' # A method of the table above
+    name:str='auto' # One of `methods`: auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss, fixmatch, none
 ) -> list: # Callbacks
     "The callbacks of a method against wrong labels"
     return list(L(choose(methods, name, 'robust')()))
 
 def method_title(
-    name:str # A method of the table above
+    name:str # One of `methods`
 ) -> str:
     "What a method is called in tables"
     return method_names.get(name, name.upper())

@@ -164,7 +164,9 @@ class TwoBranch:
     ):
         "Yields a list that holds rotation logits after one forward pass within: [N,4] of `x`, or those of the batch"
         res = []
-        def send(m, args): return torch.cat([args[0], x.to(args[0].dtype)]), *args[1:]
+        def send(m, args):
+            if x.shape[1:] != args[0].shape[1:]: raise InputError(f"bn='joint' sends both batches in one pass, and unlabeled images of {list(x.shape[1:])} do not fit labelled ones of {list(args[0].shape[1:])}: take bn='separate'")
+            return torch.cat([args[0], x.to(args[0].dtype)]), *args[1:]
         def take(o):
             res.append(self.head(self._map(o if x is None else o[-len(x):])))
             return o if x is None else o[:-len(x)]
@@ -180,4 +182,4 @@ class TwoBranch:
         fmap = self.body(x)
         layout = fmap.ndim == 4 and self.split.layout or _layout(fmap, x)
         nf = fmap.shape[1] if layout == 'NCHW' else fmap.shape[-1]
-        return RotationHead(nf, layout).to(fmap.device)
+        return RotationHead(nf, layout).to(fmap.device, next(self.model.parameters()).dtype)

@@ -148,10 +148,11 @@ def fit_poly(self:Learner,
     **kwargs
 ):
     "Fit with a learning rate that falls as (1-t)^power, step by step"
+    lr = self.lr if lr is None else lr
     if isinstance(lr, (slice,list,tuple)): raise InputError(f"lr={lr}: fit_poly has one rate for all layers; give a number, or use fit_one_cycle or fit_flat_cos")
-    need_numbers(warmup=warmup, warmup_lr=warmup_lr, power=power, **({} if lr is None else dict(lr=lr)))
+    need_numbers(warmup=warmup, warmup_lr=warmup_lr, power=power, lr=lr)
     if not 0 <= warmup < n_epoch: raise InputError(f"warmup={warmup}: the warm-up must be shorter than the {n_epoch} epochs of the fit")
-    sched = ParamScheduler({'lr': sched_poly(lr or self.lr, power, warmup/n_epoch, warmup_lr)})
+    sched = ParamScheduler({'lr': sched_poly(lr, power, warmup/n_epoch, warmup_lr)})
     self.fit(n_epoch, cbs=L(sched)+L(cbs), **kwargs)
 
 schedules = dict(one_cycle=Learner.fit_one_cycle, flat_cos=Learner.fit_flat_cos, poly=Learner.fit_poly)

@@ -20,7 +20,7 @@ def in_fit(
 ) -> bool:
     "Whether a fit of `learn` is under way; the Learner itself does not know, and after an error nothing tells it that the fit has ended"
     frame = sys._getframe()
-    while frame and not (frame.f_code is Learner._do_fit.__code__ and frame.f_locals.get('self') is learn): frame = frame.f_back
+    while frame and not (frame.f_code.co_name == '_do_fit' and frame.f_locals.get('self') is learn): frame = frame.f_back
     return frame is not None
 
 def _waiting(learn):
@@ -52,8 +52,8 @@ def around_next_phase(
 
 # %% ../nbs/07_phase.ipynb #f32e582f
 def _fires(frame):
-    "Which of fit and `tta` a stack frame is that fires the events of a fit; not `fit` itself, which loggers of experiments wrap"
-    if frame.f_code is Learner._with_events.__code__ and frame.f_locals['event_type'] == 'fit': return 'fit'
+    "Which of fit and `tta` a stack frame is that fires the events of a fit; not `fit` itself, which loggers of experiments wrap; by name, as subclasses have methods of their own"
+    if frame.f_code.co_name == '_with_events' and frame.f_locals.get('event_type') == 'fit': return 'fit'
     if frame.f_code.co_name == 'tta': return 'tta'
 
 def _of_a_fit(learn, cb):

@@ -15,7 +15,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from fastai.vision.all import PILImage
 from .core import InputError,one_line
 from .distributed import gathered
-from .items import class_names,item_names,need_classes
+from .items import class_names,item_names,need_classes,need_logits,need_one_target
 from .phase import StaysHome
 
 # %% ../nbs/17_predictions.ipynb #f39adce7
@@ -28,12 +28,16 @@ class Predictions(StaysHome):
     def _watching(self): return not self.training and not self.passive
 
     def before_fit(self):
-        if not self.passive: self.of = self.dls
+        if self.passive: return
+        if getattr(self.dls.valid, 'shuffle', False): raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
+        self.of = self.dls
 
     def before_validate(self):
         if not self.passive: self.probs,self.targs = [],[]
     def after_pred(self):
         if not self._watching or not len(self.yb): return
+        need_one_target(self.yb, self)
+        need_logits(self.pred, self)
         self.probs.append(F.softmax(self.pred.detach().float(), -1))
         need_classes(self.yb[0], self)
         self.targs.append(self.yb[0])

@@ -10,28 +10,29 @@ import math, torch, torch.nn.functional as F
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from inspect import signature
-from weakref import WeakKeyDictionary
-from torch import Tensor
+from weakref import WeakKeyDictionary,ref
+from torch import Tensor,nn
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib,risinstance
 from .columns import TrainingColumns
 from .core import InputError,need_a_batch,need_numbers,note
 from .distributed import sum_over_ranks
 from .estimate import labels_by_class,share_by_class,share_of_wrong_labels,transition
-from .items import ItemIndex,same_images
+from .items import ItemIndex,need_logits,need_one_target,same_images
 from .phase import around_next_phase
 
 # %% ../nbs/11_robust.ipynb #184fb202
 class TrainingLoss:
     "What the losses share: labels as one number an image, and fastai's `reduction`"
-    y_int,ready = True,False # `ready`: within an epoch that has begun with `begin`, for losses that remember
+    y_int = True
+    ready,labels_count = False,True # for losses that remember: within an epoch that has begun with `begin`; in a step that learns labels
     def __init__(self): self.reduction = 'mean'
     def __call__(self,
         pred:Tensor, # Logits, [B,K]
         targ:Tensor, # Labels, [B], int64
         **kwargs
     ) -> Tensor: # Loss in nats; [B] with reduction 'none'
-        if pred.ndim != 2: raise InputError(f"{type(self).__name__} takes logits of one class an image, [B,K], not {list(pred.shape)}")
+        need_logits(pred, self)
         if targ.ndim == 2 and targ.shape[1] == 1: targ = targ[:,0] # as tabular loaders give them; `RobustLoss` is for images
         self._check(pred, targ)
         res = self.per_image(pred.as_subclass(Tensor).float(), targ)
@@ -47,7 +48,8 @@ class TrainingLoss:
     @property
     def name(self): raise InputError(f"{type(self).__name__} is a loss: among callbacks it is cbs=RobustLoss({type(self).__name__}())")
     def _images(self, targ):
-        "Which images the labels belong to; None where that is not known"
+        "Which images the labels belong to; None where that is not known, and where only rotations are learned"
+        if not self.labels_count: return
         if not self.ready: raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
         return getattr(targ, 'idx', None)
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in signature(type(self).__init__).parameters if k != 'self')})"
@@ -279,7 +281,8 @@ def _extras(loss):
     "What a loss has besides its formula"
     loss = getattr(loss, 'func', None) if isinstance(loss, BaseLoss) else loss
     def of(*names): return [v for k in names if (v := getattr(loss, k, getattr(loss, 'keywords', {}).get(k))) is not None]
-    return ['class weights']*bool(of('weight')) + ['label smoothing']*any(o > 0 for o in of('eps','label_smoothing'))
+    return (['class weights']*bool(of('weight')) + ['label smoothing']*any(o > 0 for o in of('eps','label_smoothing')) + ['focal gamma']*any(o > 0 for o in of('gamma'))
+        + ['ignore_index']*any(o != -100 for o in of('ignore_index')) + ['sum over the batch']*('sum' in of('reduction')))
 
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
 
@@ -322,10 +325,11 @@ class RobustLoss(ItemIndex, TrainingColumns):
     @property
     def of(self):
         "Data and network of the fit that the loss was last used in, maybe by another RobustLoss; None before any, and where a memory was given to it"
-        return _used_with.get(self.loss_func_of_training) if self._remembers else None
+        dls,model = _used_with.get(self.loss_func_of_training, (None,None)) if self._remembers else (None,None)
+        return dls and (dls,model())
     @of.setter
     def of(self, now):
-        if self._remembers: _used_with[self.loss_func_of_training] = now
+        if self._remembers: _used_with[self.loss_func_of_training] = (now[0],ref(now[1])) if now and now[1] is not None else (None,None)
 
     def before_epoch(self):
         self.hide_columns()
@@ -333,7 +337,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if self._remembers: super().before_epoch()
         if self.passive: return
         if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.device, self.epoch/self.n_epoch)
-        if not self.only_rotations: around_next_phase(self.learn, self._with_loss, ['train'])
+        around_next_phase(self.learn, self._with_loss, ['train'])
 
     @property
     def _remembers(self):
@@ -341,13 +345,16 @@ class RobustLoss(ItemIndex, TrainingColumns):
         return hasattr(self.loss_func_of_training, 'remembers')
 
     def before_batch(self):
-        if self._remembers: super().before_batch()
+        if self.training and self.own is not None and isinstance(self.loss_func_of_training, TrainingLoss): need_one_target(self.yb, self)
+        if not self._remembers: return
+        super().before_batch()
+        self.loss_func_of_training.labels_count = not self.only_rotations
 
     @contextmanager
     def _with_loss(self):
         loss,old = self.loss_func_of_training,self.learn.loss_func
         before = self._copy_of_memory()
-        self.learn.loss_func,self.own = loss,old
+        self.learn.loss_func,self.own = loss.to(self.device) if isinstance(loss, nn.Module) else loss,old
         try: yield
         finally: self._put_back(loss, old)
         if num_distrib() > 1 and (after := self._memory()) is not None: setattr(loss, loss.remembers, _of_all_ranks(after, before))
@@ -359,7 +366,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def after_batch(self):
         "Count the passes over the images"
         loss = self.loss_func_of_training
-        if self.own is not None and self.training and hasattr(loss, 'passes'): loss.passes += max(1, num_distrib())*len(self.yb[0])/len(self.dls.train_ds)
+        if self.own is not None and self.training and hasattr(loss, 'passes') and not self.only_rotations: loss.passes += max(1, num_distrib())*len(self.yb[0])/len(self.dls.train_ds)
 
     def before_validate(self):
         "An evaluation in the middle of an epoch has the Learner's own loss"
@@ -380,7 +387,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def _put_back(self, loss, old):
         "The Learner has its own loss again, and so has `MixUp`, which keeps it for the next fit"
         self.learn.loss_func,self.own = old,None
-        if hasattr(loss, 'ready'): loss.ready = False
+        if hasattr(loss, 'ready'): loss.ready,loss.labels_count = False,True
         for cb in self.learn.cbs:
             if vars(cb).get('old_lf') is loss: cb.old_lf = old
 

@@ -26,7 +26,7 @@ def probability_clean(
     losses:Tensor # Loss of each training image, [N]
 ) -> Tensor: # [N], 0 to 1; all 1 where all losses are alike
     "The probability that each label is right, from a mixture of two Gaussians over the losses"
-    x = losses.detach().double().cpu()
+    x = losses.detach().cpu().double() # some devices have no float64
     if x.isfinite().sum() < 2: return torch.ones_like(losses)
     x = x.nan_to_num(*[x[x.isfinite()].max().item()]*2)
     if (span := x.max()-x.min()) <= 1e-6*x.abs().max(): return torch.ones_like(losses)

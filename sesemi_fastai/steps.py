@@ -18,7 +18,7 @@ class StepsPerEpoch(StaysHome):
     "Epochs of `n` training steps, through as many passes over the training images as that takes"
     order,run_valid = 90,False # the last to ask for the phase is outermost: what notes the order of items sees the longer epoch
     def __init__(self,
-        n # Steps; or a function of the epoch's number, from 0, that gives them
+        n:int # Steps; or a function of the epoch's number, from 0, that gives them
     ):
         self.n = n if callable(n) else self._whole(n)
 

@@ -10,17 +10,22 @@ __all__ = ['OwnRandom', 'is_transductive', 'sees_validation', 'unlabeled_items',
 import os,warnings
 from contextlib import contextmanager
 from copy import deepcopy
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoader,DataLoaders,get_first,
                                get_random_states,set_random_states,no_random,is_iter,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
-from .core import InputError,image_files,need_numbers,note,progress,real_paths
+from .core import InputError,columns_read,image_files,need_numbers,note,progress,real_paths
 from .distributed import own_share,plain_dl,states_for_here
 from .rotation import rotate_batch
 from .scan import image_fault
 
 # %% ../nbs/06_stream.ipynb #5564c992
+def _of_torch(): return torch.get_rng_state(),torch.cuda.get_rng_state_all()
+def _set_of_torch(state, of_gpus):
+    torch.set_rng_state(state)
+    torch.cuda.set_rng_state_all(of_gpus)
+
 class OwnRandom:
     "Random states of Python, NumPy and PyTorch that are in force only inside the context"
     def __init__(self,
@@ -38,6 +43,16 @@ class OwnRandom:
             self.states = get_random_states()
             set_random_states(**outer)
 
+    @contextmanager
+    def of_torch(self):
+        "The same for PyTorch's generators alone, in a fraction of the time"
+        outer,own = _of_torch(),states_for_here(self.states)
+        _set_of_torch(own['torch_state'], own['torch_cuda_state'])
+        try: yield
+        finally:
+            self.states = {**self.states, **dict(zip(('torch_state','torch_cuda_state'), _of_torch()))}
+            _set_of_torch(*outer)
+
 # %% ../nbs/06_stream.ipynb #daf0ec55
 def is_transductive(
     source # As for `unlabeled_items`
@@ -49,10 +64,15 @@ def _joined(a, b):
     "Items of both datasets"
     return pd.concat([a,b]) if isinstance(a, pd.DataFrame) else list(a)+list(b)
 
+def _files(dls, items):
+    "The items as they are, or the image files of a table"
+    if not isinstance(items, pd.DataFrame): return list(items)
+    col,reader = columns_read(dls.train_ds.tls[0])[0],dls.train_ds.tls[0].tfms[0]
+    return [str(Path(dls.path)/f"{getattr(reader, 'pref', '')}{o}{getattr(reader, 'suff', '')}") for o in items[col]] if col in items else []
+
 def _places(dls, items):
     "Where the files of items are"
-    if isinstance(items, pd.DataFrame): items = [os.path.join(dls.path, o) for o in items.path] if 'path' in items else ()
-    return {*real_paths(o for o in items if isinstance(o, (str,Path)))}
+    return {*real_paths(o for o in _files(dls, items) if isinstance(o, (str,Path)))}
 
 def sees_validation(
     dls:DataLoaders, # The Learner's data
@@ -67,13 +87,13 @@ def _with_unlabeled(dls, items):
     files = list(getattr(dls, 'unlabeled', ()))
     if not files: return items
     there = _places(dls, items) # a folder may hold the training images as well
-    return ([Path(dls.path)/o for o in items.path] if isinstance(items, pd.DataFrame) else list(items)) + [o for o,real in zip(files, real_paths(files)) if real not in there]
+    return ([Path(o) for o in _files(dls, items)] if isinstance(items, pd.DataFrame) else list(items)) + [o for o,real in zip(files, real_paths(files)) if real not in there]
 
 def _upright(dls, items):
     "`items` without the files that a builder has found to be turned by their EXIF data"
     turned = getattr(dls, 'not_rotated', ())
     if not turned: return items
-    if isinstance(items, pd.DataFrame): return items[[str(Path(dls.path)/o) not in turned for o in items.path]]
+    if isinstance(items, pd.DataFrame): return items[[o not in turned for o in _files(dls, items)]]
     return [o for o in items if not isinstance(o, (str,Path)) or str(Path(dls.path)/o) not in turned]
 
 def _from_folder(folder):
@@ -83,16 +103,10 @@ def _from_folder(folder):
     if not files: raise InputError(f"no images below {folder}: unlabeled= needs a folder with image files")
     return files
 
-def _columns_read(dls):
-    "Names of the columns that give the images"
-    names = list(dls.train_ds.items.columns)
-    cols = getattr(dls.train_ds.tls[0].tfms[0], 'cols', names[:1]) # of fastai's `ColReader`
-    return [names[c] if isinstance(c, int) else c for c in cols]
-
 def _from_frame(df, dls):
     items = dls.train_ds.items
     if isinstance(items, pd.DataFrame):
-        if missing := [c for c in _columns_read(dls) if c not in df.columns]:
+        if missing := [c for c in columns_read(dls.train_ds.tls[0]) if c not in df.columns]:
             raise InputError(f"the unlabeled table has no column {missing[0]!r}, which the labelled one has; it has {list(df.columns)}")
         return df.reindex(columns=items.columns) # a reader may count columns
     return [Path(dls.path)/o for o in df.iloc[:,0]]
@@ -148,7 +162,7 @@ def unlabeled_dl(
 # %% ../nbs/06_stream.ipynb #8b3a49ed
 def _tell_turned(dls, items, n=24):
     "A note if some of `n` files among `items` are turned by EXIF data"
-    if isinstance(items, pd.DataFrame): items = [os.path.join(dls.path, str(o)) for o in items[_columns_read(dls)[0]]] if len(items) else ()
+    items = _files(dls, items)
     files = [o for o in items[::max(1, len(items)//n)][:n] if isinstance(o, (str,Path))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -5,7 +5,7 @@ import pytest
 
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
-allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], plans=['core','store'], batches=['plans','store'], stream=['batches','core','distributed','rotation','scan'], phase=['core'], columns=['phase'],
+allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], plans=['core','store'], batches=['core','plans','store'], stream=['batches','core','distributed','rotation','scan'], phase=['core'], columns=['core','phase'],
                callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], estimate=[], robust=['columns','core','distributed','estimate','items','phase'], selection=['callback','core','robust'],
                pseudo=['callback','core','phase','selection','stream'], average=['core','phase'], methods=['average','core','pseudo','robust','selection'], labels=['core','distributed','items','predictions'],
                memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], prefetch=['phase'], checkpoint=['core','distributed','phase'],
