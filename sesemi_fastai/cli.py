@@ -256,10 +256,21 @@ def _told_precision(df, cleanlab):
     wrong = truly_wrong(df).mean()
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: " + ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
 
+def _share_wrong(folder):
+    "The share of labels that the training itself took to be wrong; None where its method makes no estimate"
+    history = read_record(folder).get('history')
+    return history[-1].get('wrong_labels') if history else None
+
+def _number_accepted(accept_top, folder, df):
+    "How many suggestions are taken"
+    if accept_top is None or accept_top.lstrip('-').isdecimal(): return accept_top and int(accept_top)
+    if accept_top != 'auto': raise InputError(f"--accept-top {accept_top}: give a whole number, or auto")
+    if (share := _share_wrong(folder)) is None: raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: methods auto and forward do; give a number")
+    return round(share*len(df))
+
 def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
-    history = read_record(folder).get('history')
-    share = history[-1].get('wrong_labels') if history else None
+    share = _share_wrong(folder)
     return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: a rough estimate, "
                                        "too high after few passes, too low where wrong labels are memorised or of a few classes only")
 
@@ -282,7 +293,7 @@ def sesemi_labels(
     n:int=20, # Labels to print
     cleanlab:bool=False, # Also rank with cleanlab's default (extra clean), for comparison
     accept:float=None, # Take the suggestions from this score on, 0 to 1, as corrections; scores grow with the length of the run
-    accept_top:int=None, # Or so many suggestions, those with the highest scores
+    accept_top:str=None, # Or so many suggestions, those with the highest scores; auto: as many as the training took to be wrong
     action:str='drop', # What to do with those images: drop or relabel
     corrections:str=None, # CSV file for sesemi-train --corrections; RUN/corrections.csv if not given
 ):
@@ -293,7 +304,7 @@ def sesemi_labels(
         if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")
         takes = accept is not None or accept_top is not None
         if not takes and (corrections or action != 'drop'): raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
-        taken = accepted(df, accept or 0., action, accept_top) if takes else None
+        taken = accepted(df, accept or 0., action, _number_accepted(accept_top, folder, df)) if takes else None
         scores = cleanlab_of(df) if cleanlab else None
         written = _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df) if takes else None # before a reader such as `head` may be gone
         shown = df[[o for o in df if not o.startswith('p:') and o != 'item']]

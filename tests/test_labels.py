@@ -80,9 +80,19 @@ def test_from_list_to_training(trained, mini, tmp_path, action):
 def test_so_many_suggestions(trained, tmp_path):
     res = run('sesemi-labels', trained, '--accept-top', 7, '--corrections', tmp_path/'c.csv')
     assert res.returncode == 0 and pd.read_csv(tmp_path/'c.csv').path.tolist() == read_labels(trained).path.head(7).tolist()
-    for args in (['--accept-top',7,'--accept',.9], ['--accept-top',-1], ['--accept-top',10**6]):
+    for args in (['--accept-top',7,'--accept',.9], ['--accept-top',-1], ['--accept-top',10**6], ['--accept-top','many'], ['--accept-top',2.5]):
         res = run('sesemi-labels', trained, *args)
         assert res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1, res.stderr
+
+def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
+    res = run('sesemi-labels', trained, '--accept-top', 'auto')
+    assert res.returncode == 2 and 'made no estimate: methods auto and forward do' in res.stderr
+    shutil.copytree(trained, tmp_path/'run')
+    record = json.loads((trained/'record.json').read_text())
+    record['history'][-1]['wrong_labels'] = .1
+    (tmp_path/'run/record.json').write_text(json.dumps(record))
+    assert run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto').returncode == 0
+    assert len(pd.read_csv(tmp_path/'run/corrections.csv')) == round(.1*len(read_labels(trained)))
 
 def test_written_though_nobody_reads(trained, tmp_path):
     "as with `| head -1`, whose end may come first"
