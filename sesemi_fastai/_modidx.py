@@ -1310,6 +1310,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.study._checked': ('study.html#_checked', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._combinations': ('study.html#_combinations', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._compares': ('study.html#_compares', 'sesemi_fastai/study.py'),
+                                     'sesemi_fastai.study._need_files': ('study.html#_need_files', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._run_if_missing': ('study.html#_run_if_missing', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._run_name': ('study.html#_run_name', 'sesemi_fastai/study.py'),
                                      'sesemi_fastai.study._run_options': ('study.html#_run_options', 'sesemi_fastai/study.py'),

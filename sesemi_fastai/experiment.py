@@ -52,13 +52,14 @@ def _need_free_places(out, path, pretrained, weights):
     for f,column in ((Path(out)/f'{k}.csv', v) for k,v in _tables.items()):
         if f.is_file() and (path and f.samefile(path) or column not in read_table(f)): raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
 
-def _check(config, path, export, weights, out, pretrained):
+def _check(config, path, export, weights, out, pretrained, corrections):
     "Mistakes that can be told at once"
     check_types(config, train_run)
     check_options(config)
     if pretrained not in (None,'published'): make_model(config['arch'], 2, pretrained=pretrained) # before data are fetched and decoded
     if num_distrib() > 1 and not path: raise InputError("several processes need --path: a folder where the data are already")
     if (export or weights) and not out: raise InputError("export needs --out: a folder to write to")
+    if corrections and not (out and kept_corrections(Path(out)/'checkpoints', corrections).is_file()): read_corrections(corrections)
     if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file(): read_corrections(kept) # of another kind it could not be added to
     if out: _need_free_places(out, path if path and Path(path).is_file() else None, pretrained if pretrained != 'published' else None, weights)
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
@@ -155,7 +156,7 @@ def train_run(
     args = locals()
     own_gpu()
     config = resolved(options(args))
-    _check(config, path, export, export_weights, out, pretrained)
+    _check(config, path, export, export_weights, out, pretrained, corrections)
     with no_trace(out), alone(out): return _train(args, config)
 
 def _train(args, config):

@@ -68,7 +68,8 @@ def _files(dls, items):
     "The items as they are, or the image files of a table"
     if not isinstance(items, pd.DataFrame): return list(items)
     col,reader = columns_read(dls.train_ds.tls[0])[0],dls.train_ds.tls[0].tfms[0]
-    return [str(Path(dls.path)/f"{getattr(reader, 'pref', '')}{o}{getattr(reader, 'suff', '')}") for o in items[col]] if col in items else []
+    pref,suff = (str(getattr(reader, k, '')) for k in ('pref','suff'))
+    return [str(Path('' if pref else dls.path)/f'{pref}{o}{suff}') for o in items[col]] if col in items else []
 
 def _places(dls, items):
     "Where the files of items are"

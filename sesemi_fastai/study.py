@@ -35,12 +35,19 @@ class _TimeLeft:
         spent = time.monotonic()-self.began
         return f', {format_time(spent)} so far, about {format_time(spent*sum(costs)/self.done)} left'
 
+def _need_files(runs):
+    "`InputError` for a file that a run begins from and that is not there: told before the first of them trains"
+    for name,config in runs.items():
+        for k in ('corrections','pretrained'):
+            if config.get(k) not in (None,'published') and not Path(config[k]).is_file(): raise InputError(f"run {name}: there is no file {config[k]} for {k}")
+
 def run_missing(
     runs:dict, # Options of `train_run` by name
     out:str|Path, # Folder; each run writes to a folder of its name below it
     **kwargs # For `train_run`: `bar`
 ):
     "Train those of `runs` that have no finished record in `out`; `RunStopped` at the end if some ended early"
+    _need_files({k:o for k,o in runs.items() if not is_done(Path(out)/k, o) and not was_left(Path(out)/k)})
     todo,stopped,clock = dict(enumerate(runs, 1)),{},_TimeLeft()
     while todo:
         busy = {}

@@ -6,7 +6,7 @@ from fastai.vision.all import DataLoaders, Learner
 from sesemi_fastai.core import InputError
 from sesemi_fastai.mini import make_mini
 from sesemi_fastai.record import read_record, read_records
-from sesemi_fastai.study import read_study, study_runs
+from sesemi_fastai.study import read_study, run_missing, study_runs
 from sesemi_fastai.weights import export_weights
 from test_cli import BIN, run, small, typed
 
@@ -260,3 +260,9 @@ def test_a_path_for_runs_of_several_folders(tmp_path):
     (tmp_path/'s.toml').write_text('[[grid]]\npath = ["a", "b"]\n')
     res = run('sesemi-study', 'list', tmp_path/'s.toml', '--path', 'c')
     assert res.returncode == 2 and 'different data folders: leave out --path' in res.stderr
+
+@pytest.mark.parametrize('option', ['corrections','pretrained'])
+def test_files_that_are_not_there_are_told_before_the_first_run(tmp_path, option):
+    runs = {'a':dict(dataset='mini', path=str(tmp_path)), 'b':dict(dataset='mini', path=str(tmp_path), **{option:'nowhere.csv'})}
+    with pytest.raises(InputError, match=f'run b: there is no file nowhere.csv for {option}'): run_missing(runs, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
