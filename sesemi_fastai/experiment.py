@@ -36,11 +36,12 @@ def new_record(
     files # Images of its unlabeled stream
 ) -> dict:
     "What is known of a run before it begins"
-    valid = {o.resolve() for o in split_files(dls, True)}
+    valid,known = {o.resolve() for o in split_files(dls, True)},truly_wrong(dls.table[~dls.table.is_valid])
     return dict(status='running', method=method_of(config), config=config, overrides=overrides(config),
         transductive=bool(rotates(config) and any(Path(o).resolve() in valid for o in files)), unlabeled_images=len(files),
         data=dict(folder=Path(os.path.abspath(dls.path)).name, train_images=len(dls.train_ds), valid_images=len(dls.valid_ds),
-                  pixels=image_sizes([Path(dls.path)/p for p in dls.table.path]), digest=data_digest(dls, ())),
+                  pixels=image_sizes([Path(dls.path)/p for p in dls.table.path]), digest=data_digest(dls, ()),
+                  wrong_labels=round(float(known.mean()), 4) if len(known) else None), # of the training images, after corrections, where true labels are known
         started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit(), image_faults=dls.faults.kind.value_counts().to_dict())
 
 # %% ../nbs/38_experiment.ipynb #2caa4905

@@ -5,8 +5,8 @@ import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai.core import InputError
-from sesemi_fastai.corrections import corrected
 from sesemi_fastai.data import noisy_table, table_dls
+from sesemi_fastai.corrections import corrected
 from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, margins, read_labels, self_confidence, suspects
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
@@ -70,7 +70,8 @@ def test_from_list_to_training(trained, mini, tmp_path, action):
     assert res.returncode == 0, res.stderr
     assert last(res)['method'] == 'corrected labels' and last(res)['config']['corrections'].startswith('c.csv [')
     again,table = read_labels(tmp_path/'again'),table_of(mini)
-    given = table.set_index('path').label
+    given,left = table.set_index('path').label,corrected(table, fixes)
+    assert last(res)['data']['wrong_labels'] == pytest.approx((left.label != left.true)[~left.is_valid].mean(), abs=1e-4)
     if action == 'drop': assert not set(fixes.path) & set(again.path) and last(res)['data']['train_images'] == (~table.is_valid).sum()-len(fixes)
     else:
         now = again.set_index('path').label
