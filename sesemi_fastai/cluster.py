@@ -12,7 +12,7 @@ import torch
 from fastprogress.fastprogress import format_time
 from .core import InputError,RunStopped,one_line,write_text
 from .folder import is_done
-from .recipe import unlabeled_names
+from .recipe import file_options,unlabeled_names
 from .record import read_record
 from .study import run_missing
 
@@ -38,7 +38,7 @@ def _answers(address):
 
 def _with_full_paths(config):
     "Folders that are here, in full: a task of Ray's is at work elsewhere"
-    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store','corrections','pretrained') if config.get(k) not in (None,'',*dict(unlabeled=unlabeled_names, store=['auto'], pretrained=['published']).get(k, ())) and Path(config[k]).exists()}}
+    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store',*file_options) if config.get(k) not in (None,'',*dict(unlabeled=unlabeled_names, store=['auto'], pretrained=['published']).get(k, ())) and Path(config[k]).exists()}}
 
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"

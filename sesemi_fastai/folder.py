@@ -16,7 +16,7 @@ from fastai.vision.all import rank_distrib
 from .core import InputError,make_folder,write_text
 from .checkpoint import checkpoint_files,differences
 from .record import read_record
-from .recipe import config_of,recipe_options,resolved,unlabeled_names
+from .recipe import config_of,file_options,recipe_options,resolved,unlabeled_names
 
 # %% ../nbs/35_folder.ipynb #8917e50e
 class Busy(InputError):
@@ -54,7 +54,7 @@ def no_trace(
 not_options = 'out','export','export_weights','bar','resume' # arguments of `train_run` that a record does not keep
 
 def _told_args(args, config):
-    kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out','store','corrections','pretrained') if args.get(k) not in (None,'','auto','published')}}
+    kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out','store',*file_options) if args.get(k) not in (None,'','auto','published')}}
     if args['unlabeled'] not in (None,*unlabeled_names): kept['unlabeled'] = os.path.abspath(args['unlabeled'])
     return {k:v for k,v in kept.items() if k not in ('resume','bar')}
 
@@ -144,7 +144,7 @@ def _is_of(was, config):
     want = resolved(config)
     if not want['path']: want['path'] = was['path']
     if config.get('precision') in (None,'auto'): want['precision'] = was['precision'] # what the machine that trained has chosen
-    want.update({k:was[k] for k in ('corrections','pretrained') if want[k] and str(was[k]).startswith(f'{want[k]} [')}) # of a file that is not here the name is known, and no digest
+    want.update({k:was[k] for k in file_options if want[k] and str(was[k]).startswith(f'{want[k]} [')}) # of a file that is not here the name is known, and no digest
     return _same(was, want)
 
 def was_left(

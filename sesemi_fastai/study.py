@@ -14,7 +14,7 @@ from .core import InputError,RunStopped,note,one_line
 from .checks import check_options,check_types
 from .experiment import train_run
 from .folder import Busy,alone,begun,clear,is_done,was_left
-from .recipe import recipe_options,resolved,rotated_bs,rotates
+from .recipe import file_options,recipe_options,resolved,rotated_bs,rotates
 from .record import read_record
 
 # %% ../nbs/39_study.ipynb #22fee7e3
@@ -38,7 +38,7 @@ class _TimeLeft:
 def _need_files(runs):
     "`InputError` for a file that a run begins from and that is not there: told before the first of them trains"
     for name,config in runs.items():
-        for k in ('corrections','pretrained'):
+        for k in file_options:
             if config.get(k) not in (None,'published') and not Path(config[k]).is_file(): raise InputError(f"run {name}: there is no file {config[k]} for {k}")
 
 def run_missing(
@@ -126,7 +126,7 @@ def _run_options(study, choice, fname):
 
 def _check_twice(runs, fname):
     "`InputError` for one training under two names"
-    told = lambda c: {**resolved(c), **{k:c[k] for k in ('path','unlabeled','corrections','pretrained') if c.get(k) and not (k in ('corrections','pretrained') and Path(c[k]).is_file())}} # where `resolved` keeps the last part of a path only, and no digest
+    told = lambda c: {**resolved(c), **{k:c[k] for k in ('path','unlabeled',*file_options) if c.get(k) and not (k in file_options and Path(c[k]).is_file())}} # where `resolved` keeps the last part of a path only, and no digest
     seen = {}
     for name,config in runs.items():
         if (other := seen.setdefault(str(sorted(told(config).items(), key=lambda o: o[0])), name)) != name: raise InputError(f"{fname}: the runs {other} and {name} are one training under two names: leave one out")
