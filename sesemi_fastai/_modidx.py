@@ -469,6 +469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'sesemi_fastai.data._check_links': ('data.html#_check_links', 'sesemi_fastai/data.py'),
                                     'sesemi_fastai.data._check_paths': ('data.html#_check_paths', 'sesemi_fastai/data.py'),
                                     'sesemi_fastai.data._check_splits': ('data.html#_check_splits', 'sesemi_fastai/data.py'),
+                                    'sesemi_fastai.data._fetched': ('data.html#_fetched', 'sesemi_fastai/data.py'),
                                     'sesemi_fastai.data._from_folder_on': ('data.html#_from_folder_on', 'sesemi_fastai/data.py'),
                                     'sesemi_fastai.data._look_at_some': ('data.html#_look_at_some', 'sesemi_fastai/data.py'),
                                     'sesemi_fastai.data._no_utf8': ('data.html#_no_utf8', 'sesemi_fastai/data.py'),

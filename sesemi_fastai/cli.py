@@ -266,6 +266,7 @@ def _number_accepted(accept_top, folder, df):
     if accept_top is None or accept_top.lstrip('-').isdecimal(): return accept_top and int(accept_top)
     if accept_top != 'auto': raise InputError(f"--accept-top {accept_top}: give a whole number, or auto")
     if (share := _share_wrong(folder)) is None: raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: methods auto and forward do; give a number")
+    if share > .6: raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: train longer, or give a number")
     return round(share*len(df))
 
 def _told_estimate(folder, df):
@@ -385,10 +386,11 @@ def sesemi_demo(
     seeds:str='0,1', # One run of each kind a seed
     no_bar:bool=False, # No progress bar, one line an epoch
 ):
-    "Train plain and SESEMI on drawn images with half the labels wrong, and write table and report"
+    "Train plainly, with SESEMI and with the preset on drawn images with half the labels wrong, and write table and report"
     _draw_to_files()
     with _one_line_errors(_again):
         out,runs = Path(out),comparison(epochs, _numbers(seeds, '--seeds'), path=str(Path(out)/'mini'), **_demo)
+        runs.update({k.replace('plain', 'auto'):{**o, 'robust':'auto'} for k,o in runs.items() if k.startswith(f'plain-{epochs}ep')})
         for o in runs.values(): check_options(resolved(o))
         if foreign := sorted(o.name for o in make_folder(out).iterdir() if o.name not in ('mini','runs','report.html') and o.name[0] != '.'): raise InputError(f"{out} holds {foreign[0]}, which is not of a demo: choose a new folder with --out")
         path = str(make_mini(out/'mini'))
@@ -400,4 +402,4 @@ def sesemi_demo(
             pictures[caption] = plt.gcf()
         print(result_table(records).to_string(index=False))
         print("A short run to see that everything works: so few passes over so few images teach little. More: sesemi-demo --epochs 20")
-        print(write_report(records, out/'report.html', 'Half the labels wrong: plain training and SESEMI on drawn images', pictures))
+        print(write_report(records, out/'report.html', 'Half the labels wrong: plain training, SESEMI and the preset on drawn images', pictures))

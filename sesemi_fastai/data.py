@@ -17,7 +17,7 @@ from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
 from .corrections import corrected,read_corrections
-from .core import InputError,image_files,need_columns,need_numbers,read_table,real_paths
+from .core import InputError,image_files,need_columns,need_numbers,one_line,read_table,real_paths
 from .augment import item_tfms
 from .batches import StoredImageBlock
 from .scan import image_fault,scan_images,usable
@@ -120,13 +120,18 @@ def named_labels(
     "Labels that people can read"
     return labels.map(lambda o: wordnet_names.get(o, o))
 
+def _fetched(url):
+    "The folder of a data set of fastai's"
+    try: return untar_data(url)
+    except OSError as e: raise InputError(f"{url} cannot be fetched ({one_line(e)}): give --path, or path=, a folder where the images are") from e
+
 def find_noisy_csv(
     path:str|Path # Folder of Imagenette or Imagewoof
 ) -> Path:
     "The table of noisy labels in `path`"
     if not Path(path).is_dir(): raise InputError(f"there is no folder {path}")
     found = sorted(Path(path).glob('noisy_*.csv'))
-    if len(found) != 1: raise InputError(f"{path} should hold one table of labels such as noisy_imagenette.csv; it holds {len(found)}")
+    if len(found) != 1: raise InputError(f"{path} should hold one table of labels such as noisy_imagenette.csv, and holds {len(found)}; a folder of your own needs --dataset own, or own_dls")
     return found[0]
 
 def need_level(
@@ -234,7 +239,7 @@ def table_dls(
     return dls
 
 def _noisy_dls(urls, other, noise, size, path, **kwargs):
-    path = untar_data(urls[0] if size <= 160 else urls[1]) if path is None else Path(path)
+    path = _fetched(urls[0] if size <= 160 else urls[1]) if path is None else Path(path)
     if (path/f'noisy_image{other}.csv').is_file(): raise InputError(f"{path} holds Image{other}: choose noisy_image{other}_dls, or --dataset {other}")
     return table_dls(noisy_table(path, noise), path, size, **kwargs)
 
@@ -281,7 +286,7 @@ def imagewang_dls(
     **kwargs # For `table_dls`
 ) -> DataLoaders: # `dls.unlabeled` holds the files of `unsup` and `extra`
     "Imagewang, ready for a Learner; train with `SESEMI(dls.unlabeled)`"
-    path = untar_data(URLs.IMAGEWANG_160 if size <= 160 else URLs.IMAGEWANG_320) if path is None else Path(path)
+    path = _fetched(URLs.IMAGEWANG_160 if size <= 160 else URLs.IMAGEWANG_320) if path is None else Path(path)
     files = [f for folder in ('unsup',*L(extra)) for f in image_files(path/folder)]
     return table_dls(imagewang_table(path), path, size, unlabeled=files, **kwargs)
 

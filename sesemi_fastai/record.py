@@ -109,7 +109,7 @@ class Record(StaysHome):
         "One line when training begins"
         self.opened = True
         done = f', {len(self.history)} of them done before' if self.history else ''
-        if not rank_distrib(): print(f"training on {len(self.dls.train_ds)} images, {self.n_epoch} epochs of {len(self.dls.train)} steps{done}", flush=True)
+        if not rank_distrib(): print(f"training on {len(self.dls.train_ds)} images of {self.dls.c} classes, {len(self.dls.valid_ds)} for validation, {self.n_epoch} epochs of {len(self.dls.train)} steps{done}", flush=True)
 
     def say_step(self):
         "One line a minute in a long epoch"

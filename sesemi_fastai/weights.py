@@ -44,7 +44,7 @@ def read_weights(
 ) -> dict: # Tensors by name
     "The weights in a file; `InputError` if there are none. Opening it cannot run code"
     fname = Path(fname)
-    if not fname.is_file(): raise InputError(f"{fname} is no file: give one with weights, .pth or .safetensors")
+    if not fname.is_file(): raise InputError(f"{fname} is no file: give published, or a file with weights, .pth or .safetensors")
     try: state = _load_safetensors(fname) if fname.suffix.lower() == '.safetensors' else torch.load(fname, map_location='cpu', weights_only=True)
     except InputError: raise
     except UnpicklingError as e: raise InputError(f"{fname} holds more than weights, or is no file of PyTorch's: give a state_dict, as --export-weights writes it") from e

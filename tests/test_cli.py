@@ -134,7 +134,7 @@ def test_sigterm_reaches_worker_processes_as_ever(mini, tmp_path):
     for line in p.stdout:
         if line.startswith('epoch 1/'): break
     p.send_signal(signal.SIGTERM)
-    assert first.startswith('training on 120 images, 200 epochs of ')
+    assert first.startswith('training on 120 images of 10 classes, 20 for validation, 200 epochs of ')
     out,err = p.communicate(timeout=60)
     assert p.returncode == 143 and err == f"sesemi-train: terminated; go on with sesemi-train --resume {tmp_path/'x'}\n" and 'Traceback' not in out
 

@@ -233,3 +233,11 @@ def test_validation_images_among_the_unlabeled_ones(small, tmp_path, monkeypatch
             dls = own_dls(source, size=32, bs=8, num_workers=0, unlabeled=unlabeled)
             items = unlabeled_items(dls)
             assert len(items) == len(dls.table) and sees_validation(dls, items), (source,unlabeled)
+
+def test_data_that_cannot_be_fetched(monkeypatch):
+    from urllib.error import URLError
+    from sesemi_fastai import data
+    def offline(url): raise URLError('no route')
+    monkeypatch.setattr(data, 'untar_data', offline)
+    for build in (data.noisy_imagenette_dls, data.imagewang_dls):
+        with pytest.raises(InputError, match='cannot be fetched .*no route.*: give --path'): build(size=32)

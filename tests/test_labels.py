@@ -94,6 +94,10 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
     (tmp_path/'run/record.json').write_text(json.dumps(record))
     assert run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto').returncode == 0
     assert len(pd.read_csv(tmp_path/'run/corrections.csv')) == round(.1*len(read_labels(trained)))
+    record['history'][-1]['wrong_labels'] = .8
+    (tmp_path/'run/record.json').write_text(json.dumps(record))
+    res = run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto')
+    assert res.returncode == 2 and 'took about 80% of the labels to be wrong' in res.stderr
 
 def test_written_though_nobody_reads(trained, tmp_path):
     "as with `| head -1`, whose end may come first"
@@ -174,7 +178,7 @@ def test_mistakes_of_sesemi_labels(trained, args, says):
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1 and not res.stdout
 
 @pytest.mark.cell('Suspicious labels', 'a run without a list, a list or corrections that are none, validation images: one line')
-@pytest.mark.parametrize('text,says', [(None, 'there is no table'), ('a,b\n1,2\n', "no column 'path'"), ('path,action\nnone.jpg,drop\n', 'not in the table'), ('path,action,new_label\n{train},relabel,whale\n', 'no class'),
+@pytest.mark.parametrize('text,says', [(None, 'there is no file'), ('a,b\n1,2\n', "no column 'path'"), ('path,action\nnone.jpg,drop\n', 'not in the table'), ('path,action,new_label\n{train},relabel,whale\n', 'no class'),
     ('path,action\n{valid},drop\n', 'validation image'), ('path,action\n{train},burn\n', 'choose keep, drop or relabel'), ('path,label,action\n{train},whale,drop\n', 'of other labels')])
 def test_mistakes_in_corrections(mini, tmp_path, text, says):
     table,f = table_of(mini),tmp_path/'c.csv'
