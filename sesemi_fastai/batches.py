@@ -113,7 +113,7 @@ class StoreDL(TfmdDL):
         if seen := self._seen(s): return seen.get(s or 0)
         item,known = self._read(s),self.__dict__.get('_known')
         if _simple(item) and self._fixed():
-            if not (known and known[0] is self.dataset): self._known = known = self.dataset,_Known(len(self.dataset), item),[o.copy() for o in self._values()]
+            if not (known and known[0] is self.dataset): self._known = known = self.dataset,_Known(len(self.dataset), item),[o.copy() for o in self._values()] if get_worker_info() is None else None # a process makes one pass
             known[1].add(s or 0, item)
         return item
 
@@ -139,7 +139,7 @@ class StoreDL(TfmdDL):
 
     def _values(self):
         "What the items are read from"
-        return [tl.items[columns_read(tl)] if isinstance(tl.items, pd.DataFrame) else pd.Series(list(tl.items)) for tl in self.dataset.tls]
+        return [tl.items[columns_read(tl) or list(tl.items.columns)] if isinstance(tl.items, pd.DataFrame) else pd.Series(list(tl.items)) for tl in self.dataset.tls]
 
     def _still_so(self):
         "Whether the items are those that were noted, as a table may be changed in place"

@@ -8,11 +8,12 @@ __all__ = ['sigmoid_rampup', 'HeadInOptimizer', 'SESEMI']
 # %% ../nbs/09_callback.ipynb #04839e74
 import math
 from contextlib import contextmanager
+from functools import partial
 import torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
-from fastai.vision.all import DataLoader,Datasets,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
+from fastai.vision.all import CancelEpochException,CancelFitException,DataLoader,Datasets,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
 from .core import InputError,need_a_batch,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
@@ -207,14 +208,14 @@ class SESEMI(TrainingColumns):
         with self._closed_on_failure(), self._in_place(): yield
 
     @contextmanager
-    def _closed_on_failure(self):
+    def _closed_on_failure(self, but=()):
         try: yield
-        except BaseException:
-            if self._stream: self._stream.close()
+        except BaseException as e:
+            if self._stream and not isinstance(e, but): self._stream.close()
             raise
 
     def after_train(self):
-        if self._active: around_next_phase(self.learn, self._closed_on_failure, ['validate'])
+        if self._active: around_next_phase(self.learn, partial(self._closed_on_failure, (CancelEpochException,CancelFitException)), ['validate'])
 
     @contextmanager
     def _in_place(self):
@@ -233,9 +234,14 @@ class SESEMI(TrainingColumns):
     @property
     def _changing(self): return callable(self.unlabeled)
 
+    def _one_look(self):
+        "A loader of the labelled images for a look at the feature map, which leaves the labelled loader where it is"
+        dl = self.dls.train
+        return dl.new() if isinstance(dl, DataLoader) else TorchDataLoader(dl.dataset, 2, collate_fn=dl.collate_fn)
+
     def _source(self):
         "The unlabeled images of this epoch"
-        if self._own_batch: return None if isinstance(getattr(self.dls, 'train_ds', None), Datasets) else self.dls.train # for one look at the feature map
+        if self._own_batch: return None if isinstance(getattr(self.dls, 'train_ds', None), Datasets) else self._one_look()
         if not self._changing: return self.unlabeled
         source = self.unlabeled(self.learn)
         if isinstance(source, str) and source in ('valid','batch'): raise InputError(f"a function as unlabeled= gives images, not {source!r}: a folder, paths, a DataFrame or a DataLoader")
@@ -263,7 +269,7 @@ class SESEMI(TrainingColumns):
     def _make(self, made_for, source):
         "A new stream, and a new branch"
         stream = UnlabeledStream(self.learn.dls, source, *self._batches, self.seed)
-        u = self._to_model(stream.peek()[:2])
+        u = self._to_look(stream.peek()[:2])
         with stream.random(): branch = TwoBranch(self.learn.model, u, self.features)
         from_first_rank(branch.head)
         self._stream,self._branch,self._head_params,self._made_for = stream,branch,HeadInOptimizer(branch.head.parameters()),made_for
@@ -290,7 +296,11 @@ class SESEMI(TrainingColumns):
 
     def _to_model(self, x):
         p = next(self.learn.model.parameters())
-        return x.to(p.device, p.dtype if x.is_floating_point() else x.dtype, non_blocking=p.is_cuda)
+        return x.to(p.device, non_blocking=p.is_cuda)
+
+    def _to_look(self, x):
+        "A few images in the number format of the weights that they meet"
+        return self._to_model(x).to(next((p.dtype for p in self.learn.model.parameters() if p.ndim > 1 and p.is_floating_point()), x.dtype))
 
     # -- one training step
     def before_batch(self):
@@ -313,6 +323,7 @@ class SESEMI(TrainingColumns):
             self.learn.xb = (turn_each(self.xb[0], self._turns), *self.xb[1:])
             return
         x = smaller(self._to_model(self._stream.batch()), self.size)
+        if x.is_floating_point() and self.xb[0].is_floating_point(): x = x.to(self.xb[0].dtype) # as a callback may have cast the labelled ones
         if self.turns == 'all': self._x,self._turns = rotate_batch(x)
         else:
             self._turns = self._random_turns(len(x))
@@ -344,7 +355,7 @@ class SESEMI(TrainingColumns):
         if self._on: mean_gradients(self._branch.head)
 
     def _separate_logits(self):
-        with self._stream.random.of_torch(): return self._branch.rotated(self._x)
+        with self._stream.random(): return self._branch.rotated(self._x)
 
     def _from_shared_pass(self):
         if not self._logits: raise not_reached(get_model(self.learn.model))

@@ -119,9 +119,17 @@ def _digest(ds):
 def _finite(model): return all(o.isfinite().all() for o in model.state_dict().values() if o.is_floating_point())
 
 def _order(dl):
-    "Where a fastai loader is in its random numbers; one of PyTorch's draws from the global ones"
-    rng = getattr(plain_dl(dl), 'rng', None)
-    return rng and rng.getstate()
+    "Where a loader is in random numbers of its own; None where it draws from the global ones, as PyTorch's without a generator"
+    dl = plain_dl(dl)
+    if (gen := getattr(dl, 'generator', None)) is not None: return gen.get_state()
+    return dl.rng.getstate() if hasattr(dl, 'rng') else None
+
+def _set_order(dl, order):
+    dl = plain_dl(dl)
+    if order is None: return
+    if (gen := getattr(dl, 'generator', None)) is not None: gen.set_state(order)
+    else: dl.rng.setstate(order)
+
 def _batch_size(dl): return getattr(plain_dl(dl), 'bs', None) or getattr(dl, 'batch_size', None)
 
 def _name(f): return getattr(f, '__name__', type(f).__name__)
@@ -259,7 +267,7 @@ class Checkpoint(StaysHome):
     def _restore_place(self):
         own = self._state['ranks'][rank_distrib()]
         self._restore_waiting(own['waiting'])
-        if own['order'] is not None: plain_dl(self.dls.train).rng.setstate(own['order'])
+        _set_order(self.dls.train, own['order'])
         set_random_states(**states_for_here(own['random']))
         self._state = None
 

@@ -263,8 +263,10 @@ def _share_wrong(folder):
 
 def _number_accepted(accept_top, folder, df):
     "How many suggestions are taken"
-    if accept_top is None or accept_top.lstrip('-').isdecimal(): return accept_top and int(accept_top)
-    if accept_top != 'auto': raise InputError(f"--accept-top {accept_top}: give a whole number, or auto")
+    if accept_top is None: return None
+    if accept_top != 'auto':
+        try: return int(str(accept_top))
+        except ValueError: raise InputError(f"--accept-top {accept_top}: give a whole number, or auto") from None
     if (share := _share_wrong(folder)) is None: raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: methods auto and forward do; give a number")
     if share > .6: raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: train longer, or give a number")
     return round(share*len(df))

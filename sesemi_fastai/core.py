@@ -109,9 +109,9 @@ def image_files(
 def columns_read(
     tl # `TfmdLists` of a table
 ) -> list: # Names of columns
-    "The columns that a part of the items comes from: those of fastai's `ColReader`, or the first"
-    names = list(tl.items.columns)
-    return [names[c] if isinstance(c, int) else c for c in getattr(next(iter(tl.tfms.fs), None), 'cols', names[:1])]
+    "The columns that a part of the items comes from by fastai's `ColReader`; none where something else reads them, or where there is no table"
+    names = list(getattr(tl.items, 'columns', ()))
+    return [names[c] if isinstance(c, int) else c for c in getattr(next(iter(tl.tfms.fs), None), 'cols', ())] if names else []
 
 def real_paths(
     files # Files, absolute or from the current folder

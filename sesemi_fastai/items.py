@@ -66,7 +66,7 @@ def item_names(
     "Paths and maybe true labels of the items"
     items = getattr(ds, 'items', None)
     if items is None: return {}
-    names = {k:list(items[k]) for k in ('path','true') if k in items and (k != 'path' or not hasattr(ds, 'tls') or columns_read(ds.tls[0]) == ['path'])} if isinstance(items, pd.DataFrame) else {}
+    names = {k:list(items[k]) for k in ('path','true') if k in items and (k != 'path' or not hasattr(ds, 'tls') or columns_read(ds.tls[0]) in ([],['path']))} if isinstance(items, pd.DataFrame) else {}
     if 'true' in names: names['true'] = [o if unknown(o) else class_name(o) for o in names['true']]
     if 'path' not in names and (files := _files(ds, items)) is not None:
         names['path'] = [str(Path(o).relative_to(base) if base and Path(o).is_relative_to(base) else o) for o in files]
@@ -119,9 +119,20 @@ def _instead(o, name, value):
         if own: setattr(o, name, was)
         else: delattr(o, name)
 
+class _NotSkipped:
+    "Stands in for the `do_item` of a loader, also in its processes, and refuses items that are skipped; a method to `dl.new`, whose new loader has its own"
+    __class__ = property(lambda self: MethodType)
+    def __init__(self, dl, do, looks_on):
+        self.dl,self.do = dl,do
+        if looks_on: self.looks_on = True
+    def __call__(self, s):
+        if (res := self.do(s)) is None: raise InputError(f"item {s} of the training set was skipped, which moves all that follow it: leave it out of the data")
+        return res
+    def __reduce__(self): return _NotSkipped,(self.dl,self.do,hasattr(self, 'looks_on'))
+
 def need_logits(
     pred, # What the network gives
-    cb # Callback that needs it
+    cb # Callback or loss that needs it
 ):
     "`InputError` if these are not the logits of one class an image"
     if not isinstance(pred, Tensor) or pred.ndim != 2: raise InputError(f"the network gives {'a tensor of shape '+str(list(pred.shape)) if isinstance(pred, Tensor) else 'a '+type(pred).__name__}: {type(cb).__name__} needs the logits of one class an image, [B,K]")
@@ -161,16 +172,12 @@ class ItemIndex(StaysHome):
         dl = self.learn.dl
         if not hasattr(dl, 'get_idxs'): raise InputError(f"the training loader does not say which items are in a batch: {type(self).__name__} needs fastai's DataLoader")
         need_a_batch(dl)
-        get,do,self.pass_idxs,self.last_idxs,self.bs = dl.get_idxs,dl.do_item,None,[],dl.bs
+        get,self.pass_idxs,self.last_idxs,self.bs = dl.get_idxs,None,[],dl.bs
         def get_idxs(dl):
             self.last_idxs = list(get())
             return self.last_idxs
-        def do_item(dl, s):
-            if (res := do(s)) is None: raise InputError(f"item {s} of the training set was skipped, which moves all that follow it: leave it out of the data")
-            return res
-        if not vars(dl).get('do_item') or hasattr(do, 'looks_on'): do_item.looks_on = True
-        # of plain functions, `dl.new` would make copies for its own new loader; their names bring them to loader processes that are not forked, as the loader's own
-        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(dl, 'do_item', MethodType(do_item, dl)):
+        # methods, as `dl.new` gives plain functions to its new loader; pickled for a loader process by its name, the first is the loader's own there
+        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(dl, 'do_item', _NotSkipped(dl, dl.do_item, not vars(dl).get('do_item') or hasattr(dl.do_item, 'looks_on'))):
             try: yield
             finally: self._forget_mixed()
 

@@ -182,4 +182,4 @@ class TwoBranch:
         fmap = self.body(x)
         layout = fmap.ndim == 4 and self.split.layout or _layout(fmap, x)
         nf = fmap.shape[1] if layout == 'NCHW' else fmap.shape[-1]
-        return RotationHead(nf, layout).to(fmap.device, next(self.model.parameters()).dtype)
+        return RotationHead(nf, layout).to(fmap.device, fmap.dtype)

@@ -40,7 +40,7 @@ class _Around:
         else: learn._with_events = self.before
         with self.context() if event_type in self.phases else nullcontext(): learn._with_events(f, event_type, *args)
 
-    def __reduce__(self): return partial,(Learner._with_events, self.learn)
+    def __reduce__(self): return partial,(type(self.learn)._with_events, self.learn)
 
 def around_next_phase(
     learn, # The Learner

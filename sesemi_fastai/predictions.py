@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch.utils.data import RandomSampler
 import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay
 from fastai.vision.all import PILImage
@@ -29,7 +30,7 @@ class Predictions(StaysHome):
 
     def before_fit(self):
         if self.passive: return
-        if getattr(self.dls.valid, 'shuffle', False): raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
+        if getattr(self.dls.valid, 'shuffle', False) or isinstance(getattr(self.dls.valid, 'sampler', None), RandomSampler): raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
         self.of = self.dls
 
     def before_validate(self):

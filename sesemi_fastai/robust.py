@@ -329,7 +329,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         return dls and (dls,model())
     @of.setter
     def of(self, now):
-        if self._remembers: _used_with[self.loss_func_of_training] = (now[0],ref(now[1])) if now and now[1] is not None else (None,None)
+        if self._remembers: _used_with[self.loss_func_of_training] = (now[0],ref(now[1]) if now[1] is not None else lambda: None) if now else (None,None)
 
     def before_epoch(self):
         self.hide_columns()
@@ -354,7 +354,8 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def _with_loss(self):
         loss,old = self.loss_func_of_training,self.learn.loss_func
         before = self._copy_of_memory()
-        self.learn.loss_func,self.own = loss.to(self.device) if isinstance(loss, nn.Module) else loss,old
+        if isinstance(loss, (nn.Module,BaseLoss)): loss.to(self.device)
+        self.learn.loss_func,self.own = loss,old
         try: yield
         finally: self._put_back(loss, old)
         if num_distrib() > 1 and (after := self._memory()) is not None: setattr(loss, loss.remembers, _of_all_ranks(after, before))

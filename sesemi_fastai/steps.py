@@ -18,7 +18,7 @@ class StepsPerEpoch(StaysHome):
     "Epochs of `n` training steps, through as many passes over the training images as that takes"
     order,run_valid = 90,False # the last to ask for the phase is outermost: what notes the order of items sees the longer epoch
     def __init__(self,
-        n:int # Steps; or a function of the epoch's number, from 0, that gives them
+        n # Steps; or a function of the epoch's number, from 0, that gives them
     ):
         self.n = n if callable(n) else self._whole(n)
 
@@ -33,12 +33,12 @@ class StepsPerEpoch(StaysHome):
         if not own or not bs or own < bs: raise InputError("epochs of a number of steps need a fastai DataLoader with an indexed training set that fills a batch")
         was = {k:vars(dl)[k] for k in ('n','get_idxs') if k in vars(dl)}
         get,want = dl.get_idxs,self._steps()*bs*max(1, num_distrib())
-        def passes(dl):
+        def get_idxs(dl): # by this name the loader's own in a process that is not forked
             dl.n,idxs = own,[]
             while len(idxs) < want: idxs += list(get())[:own//dl.bs*dl.bs]
             dl.n = want
             return idxs[:want]
-        dl.n,dl.get_idxs = want,MethodType(passes, dl)
+        dl.n,dl.get_idxs = want,MethodType(get_idxs, dl)
         try: yield
         finally:
             del dl.get_idxs

@@ -45,7 +45,7 @@ class OwnRandom:
 
     @contextmanager
     def of_torch(self):
-        "The same for PyTorch's generators alone, in a fraction of the time"
+        "The same for PyTorch's generators alone, in a fraction of the time: for what draws from no other"
         outer,own = _of_torch(),states_for_here(self.states)
         _set_of_torch(own['torch_state'], own['torch_cuda_state'])
         try: yield
@@ -67,9 +67,12 @@ def _joined(a, b):
 def _files(dls, items):
     "The items as they are, or the image files of a table"
     if not isinstance(items, pd.DataFrame): return list(items)
-    col,reader = columns_read(dls.train_ds.tls[0])[0],dls.train_ds.tls[0].tfms[0]
-    pref,suff = (str(getattr(reader, k, '')) for k in ('pref','suff'))
-    return [str(Path('' if pref else dls.path)/f'{pref}{o}{suff}') for o in items[col]] if col in items else []
+    tls = getattr(getattr(dls, 'train_ds', None), 'tls', ())
+    cols = columns_read(tls[0]) if len(tls) else []
+    col,(pref,suff) = (cols[0],(str(getattr(tls[0].tfms[0], k)) for k in ('pref','suff'))) if cols else ('path',('',''))
+    if col not in items: return []
+    base = '' if pref else dls.path # a prefix makes paths as they are opened
+    return [os.path.join(base, f'{pref}{o}{suff}') for o in items[col]]
 
 def _places(dls, items):
     "Where the files of items are"
@@ -94,7 +97,7 @@ def _upright(dls, items):
     "`items` without the files that a builder has found to be turned by their EXIF data"
     turned = getattr(dls, 'not_rotated', ())
     if not turned: return items
-    if isinstance(items, pd.DataFrame): return items[[o not in turned for o in _files(dls, items)]]
+    if isinstance(items, pd.DataFrame): return items[[str(Path(o)) not in turned for o in _files(dls, items)]]
     return [o for o in items if not isinstance(o, (str,Path)) or str(Path(dls.path)/o) not in turned]
 
 def _from_folder(folder):
@@ -107,7 +110,7 @@ def _from_folder(folder):
 def _from_frame(df, dls):
     items = dls.train_ds.items
     if isinstance(items, pd.DataFrame):
-        if missing := [c for c in columns_read(dls.train_ds.tls[0]) if c not in df.columns]:
+        if missing := [c for c in columns_read(dls.train_ds.tls[0]) or list(items.columns)[:1] if c not in df.columns]:
             raise InputError(f"the unlabeled table has no column {missing[0]!r}, which the labelled one has; it has {list(df.columns)}")
         return df.reindex(columns=items.columns) # a reader may count columns
     return [Path(dls.path)/o for o in df.iloc[:,0]]
@@ -163,8 +166,7 @@ def unlabeled_dl(
 # %% ../nbs/06_stream.ipynb #8b3a49ed
 def _tell_turned(dls, items, n=24):
     "A note if some of `n` files among `items` are turned by EXIF data"
-    items = _files(dls, items)
-    files = [o for o in items[::max(1, len(items)//n)][:n] if isinstance(o, (str,Path))]
+    files = [o for o in _files(dls, items[::max(1, len(items)//n)][:n]) if isinstance(o, (str,Path))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         turned = [o for o in files if (fault := image_fault(o)) and fault[0] == 'turned']

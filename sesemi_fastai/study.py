@@ -39,7 +39,7 @@ def _need_files(runs):
     "`InputError` for a file that a run begins from and that is not there: told before the first of them trains"
     for name,config in runs.items():
         for k in file_options:
-            if config.get(k) not in (None,'published') and not Path(config[k]).is_file(): raise InputError(f"run {name}: there is no file {config[k]} for {k}")
+            if config.get(k) and config[k] != 'published' and not Path(config[k]).is_file(): raise InputError(f"run {name}: there is no file {config[k]} for {k}")
 
 def run_missing(
     runs:dict, # Options of `train_run` by name

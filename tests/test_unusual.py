@@ -1,10 +1,12 @@
 "Learners and data that few have: loader processes that are not forked, subclasses with methods of their own, several targets, columns of other names"
 import gc, multiprocessing, shutil, subprocess, sys, weakref
+from copy import copy
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
-from fastai.vision.all import (Callback, CancelEpochException, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, FocalLossFlat, ImageBlock, IndexSplitter, Learner, RandomSplitter, RandomResizedCrop, Resize,
+from fastai.vision.all import (BaseLoss, Callback, CancelFitException, CancelEpochException, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, FocalLossFlat, ImageBlock, IndexSplitter, Learner, PILImage, RandomSplitter, RandomResizedCrop, Resize, SkipItemException, Transform,
                                accuracy, get_image_files, get_model, noop, parent_label)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss
@@ -14,6 +16,8 @@ from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.predictions import Predictions
 from sesemi_fastai.robust import ELR, GCE, RobustLoss
+from sesemi_fastai.steps import StepsPerEpoch
+from sesemi_fastai.stream import OwnRandom, unlabeled_items
 from conftest import tiny_model
 from test_callback import CLEAN, fit, traces
 
@@ -33,7 +37,11 @@ if __name__ == '__main__':
     dls = table_dls(table(folder), folder, 32, bs=8, store={store!r}, num_workers=1, seed=0)
     if {store!r}:
         for o in get_image_files(folder): o.unlink()
-    learn = Learner(dls, tiny_model(), metrics=accuracy, cbs=[Memorisation(), LabelReport(), SESEMI(num_workers=0)])
+    class Late(Callback):
+        order = 99
+        def before_batch(self):
+            if self.training and {store!r}: assert self.dl._late()
+    learn = Learner(dls, tiny_model(), metrics=accuracy, cbs=[Memorisation(), LabelReport(), SESEMI(num_workers=0), StepsPerEpoch(6), Late()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     print(type(dls.train).__name__, len(learn.label_report.frame()))
 """
@@ -65,6 +73,40 @@ class Evaluates(Callback):
     order = -50
     def before_epoch(self):
         if not self.learn.lock.locked(): self.learn.validate()
+
+skipping = """
+import sys, warnings; warnings.filterwarnings('ignore')
+if __name__ == '__main__':
+    import multiprocessing
+    multiprocessing.set_start_method('forkserver')
+    sys.path.insert(0, {tests!r})
+    from test_unusual import *
+    folder = Path({folder!r})
+    dls = from_files(folder, item_tfms=[Skips(), Resize(32)], num_workers=1)
+    learn = Learner(dls, tiny_model(), metrics=accuracy, cbs=Memorisation())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+"""
+
+class Skips(Transform):
+    "An image that is left out"
+    order = -5
+    def encodes(self, x:PILImage):
+        if x.getpixel((0,0)) == (1,2,3): raise SkipItemException
+        return x
+
+def from_files(folder, **kwargs):
+    workers = kwargs.pop('num_workers', 0)
+    return DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=0), **kwargs).dataloaders(folder, bs=8, num_workers=workers)
+
+def test_a_skipped_item_is_told_in_processes_that_are_not_forked(image_folder, tmp_path):
+    script,folder = tmp_path/'script.py',tmp_path/'images'
+    shutil.copytree(image_folder, folder)
+    im = Image.open(train := from_files(folder, item_tfms=Resize(32)).train_ds.items[3])
+    im.putpixel((0,0), (1,2,3))
+    im.save(train)
+    script.write_text(skipping.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    res = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert res.returncode and 'of the training set was skipped' in res.stderr, res.stderr[-2000:]
 
 @pytest.mark.cell('Learner', 'subclasses of Learner with fit loops or events of their own, and events that a tracer has wrapped')
 @pytest.mark.parametrize('cls,cbs', [(OwnEvents,[]), (OwnEpochs,[Evaluates]), ('wrapped',[Evaluates])], ids=['events','epochs','wrapped'])
@@ -106,10 +148,12 @@ def test_a_column_path_that_is_not_read(make_learn, image_folder):
     learn = fit(make_learn(dls=dls, cbs=SESEMI([image_folder/o for o in df.name[~df.is_valid]])))
     assert not learn.sesemi.transductive
 
-def test_a_shuffled_validation_loader_is_refused(make_learn, make_dls):
-    dls = make_dls()
-    dls.valid = dls.valid.new(shuffle=True)
-    with pytest.raises(InputError, match='is shuffled'): fit(make_learn(dls=dls, cbs=Predictions()))
+@pytest.mark.parametrize('loaders', ['fastai','torch'])
+def test_a_shuffled_validation_loader_is_refused(make_learn, make_dls, loaders):
+    dls = make_dls() if loaders == 'fastai' else torch_loaders()
+    if loaders == 'fastai': dls.valid = dls.valid.new(shuffle=True)
+    else: dls = DataLoaders(dls.train, dls.train)
+    with pytest.raises(InputError, match='is shuffled'): fit(make_learn(dls=dls, loss_func=CrossEntropyLossFlat(), cbs=Predictions()))
 
 def test_labels_that_are_changed_in_place(image_folder, tmp_path):
     "A stored loader reads them anew in the next pass"
@@ -135,11 +179,49 @@ def test_rotations_alone_for_half_an_epoch(make_learn):
         order = 90
         def before_fit(self): self.seen = []
         def after_loss(self):
-            if self.training: self.seen.append((self.learn.sesemi.rotations_alone, type(self.learn.loss_func).__name__, self.learn.robust_loss.loss_func_of_training.passes))
+            if self.training: self.seen.append((self.learn.sesemi.rotations_alone, type(self.learn.loss_func).__name__, loss.passes, loss.targets is not None))
     learn = fit(make_learn(cbs=[SESEMI(rot_only=.5), RobustLoss(loss := ELR()), Steps()]), 2)
     assert [o[0] for o in learn.steps.seen] == [True]*3+[False]*9 and {o[1] for o in learn.steps.seen} == {'ELR'}
     assert all(o[2] == 0 for o in learn.steps.seen[:4]) and loss.passes == pytest.approx(9*8/48)
-    assert (loss.targets.sum(1) > 0).sum() == 48 and loss.labels_count
+    assert [o[3] for o in learn.steps.seen] == [False]*3+[True]*9 and (loss.targets.sum(1) > 0).sum() == 48
+
+def test_a_fit_that_ends_among_rotations_leaves_the_loss_as_it_was(make_learn):
+    class Ends(Callback):
+        def after_batch(self): raise CancelFitException
+    fit(make_learn(cbs=[SESEMI(rot_only=1), RobustLoss(loss := ELR()), Ends()]), 2)
+    assert loss.labels_count and not loss.ready
+
+def test_random_numbers_of_torch_alone():
+    own,same = OwnRandom(3),OwnRandom(3)
+    torch.manual_seed(0)
+    outside = torch.rand(4)
+    torch.manual_seed(0)
+    with own.of_torch(): a = torch.rand(2)
+    with own.of_torch(): b = torch.rand(2)
+    assert torch.equal(torch.rand(4), outside)
+    with same(): assert torch.equal(torch.rand(2), a)
+    with same(): assert torch.equal(torch.rand(2), b)
+    assert all(torch.equal(own.states[k], same.states[k]) for k in ['torch_state'])
+
+def test_a_copy_remembers_nothing_for_another_network(make_learn):
+    cb = RobustLoss(ELR())
+    learn = make_learn()
+    with learn.no_logging(): learn.fit(1, cbs=cb)
+    del learn
+    gc.collect()
+    for again in (copy(cb),cb):
+        fit(make_learn(cbs=again))
+        assert again.loss_func_of_training.passes == pytest.approx(1)
+
+def test_a_table_that_a_function_reads(make_learn, image_folder):
+    "Its column `path` names the images, whatever comes before it"
+    df = table(image_folder).assign(id=range(60))[['id','path','label','is_valid']]
+    dls = DataBlock((ImageBlock,CategoryBlock), get_x=lambda r: image_folder/r.path, get_y=ColReader('label'), splitter=IndexSplitter(np.flatnonzero(df.is_valid)), item_tfms=Resize(32)).dataloaders(df, path=image_folder, bs=8, num_workers=0)
+    dls.unlabeled,dls.not_rotated = [image_folder/df.path[0]],{str(image_folder/df.path[1])}
+    assert len(unlabeled_items(dls)) == 48-1+1 and str(unlabeled_items(dls)[0]) == str(image_folder/df.path[2])
+    learn = fit(make_learn(dls=dls, cbs=[LabelReport(), Predictions(), SESEMI('valid')]))
+    assert {*learn.label_report.frame().path} == {*df.path[~df.is_valid]} and learn.sesemi.transductive
+    assert fit(make_learn(cbs=SESEMI(dls.valid))).sesemi.transductive # the labelled side has files, some of them those of the table
 
 class Weighted(nn.Module):
     "A loss with weights that have to be where the logits are"
@@ -148,13 +230,15 @@ class Weighted(nn.Module):
         super().__init__()
         self.register_buffer('w', torch.ones(3))
     def _apply(self, *args, **kwargs):
-        type(self).moved += 1
+        Weighted.moved += 1
         return super()._apply(*args, **kwargs)
     def forward(self, p, y, reduction='mean'): return F.cross_entropy(p, y, weight=self.w, reduction=reduction)
 
 def test_a_module_as_loss_comes_to_the_device(make_learn):
-    fit(make_learn(cbs=RobustLoss(Weighted())))
-    assert Weighted.moved
+    for loss in (Weighted(),BaseLoss(Weighted)):
+        Weighted.moved = 0
+        fit(make_learn(cbs=RobustLoss(loss)))
+        assert Weighted.moved
 
 def test_a_loss_in_a_variable_holds_no_network(make_learn):
     loss = ELR()
@@ -175,14 +259,15 @@ class Images(torch.utils.data.Dataset):
     def __len__(self): return 48
     def __getitem__(self, i): return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)),i%3
 
-def torch_loaders(): return DataLoaders(*[torch.utils.data.DataLoader(Images(), batch_size=8, shuffle=train, drop_last=train) for train in (True,False)])
+def torch_loaders(own=False): return DataLoaders(*[torch.utils.data.DataLoader(Images(), batch_size=8, shuffle=train, drop_last=train, generator=torch.Generator().manual_seed(1) if own else None) for train in (True,False)])
 
 @pytest.mark.cell('Keeping', "PyTorch's own loaders: a fit goes on from a checkpoint bit for bit; the labelled batch itself is turned")
-def test_loaders_of_pytorch(make_learn, tmp_path):
+@pytest.mark.parametrize('own', [False,True])
+def test_loaders_of_pytorch(make_learn, tmp_path, own):
     class Stops(Callback):
         def after_epoch(self):
             if self.epoch == 1: raise KeyboardInterrupt
-    def learner(*cbs): return make_learn(dls=torch_loaders(), loss_func=CrossEntropyLossFlat(), cbs=[SESEMI('batch'), *cbs])
+    def learner(*cbs): return make_learn(dls=torch_loaders(own), loss_func=CrossEntropyLossFlat(), cbs=[SESEMI('batch'), *cbs])
     whole = fit(learner(), 3)
     with pytest.raises(KeyboardInterrupt): fit(learner(Checkpoint(tmp_path/'c'), Stops()), 3)
     assert all(torch.equal(a, b) for a,b in zip(fit(learner(Checkpoint(tmp_path/'c', resume=True)), 3).model.parameters(), whole.model.parameters()))
@@ -216,7 +301,7 @@ class Cast(Callback):
 @pytest.mark.parametrize('dtype', [torch.bfloat16,torch.float64])
 def test_a_network_of_other_numbers(make_learn, bn, dtype):
     "Without autocast; the unlabeled images and the rotation head follow the network"
-    learn = fit(make_learn(model=tiny_model().to(dtype), cbs=[SESEMI(bn=bn), Cast()]))
+    learn = fit(make_learn(model=tiny_model().to(dtype), cbs=[SESEMI(bn=bn, size=None if bn == 'joint' else 24), Cast()]))
     assert {o.dtype for o in learn.sesemi.rot_head.parameters()} == {dtype}
 
 def test_settings_that_are_no_numbers(make_learn):

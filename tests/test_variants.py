@@ -3,6 +3,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from functools import partial
 from fastai.vision.all import Callback, MixUp, CutMix, GradientAccumulation, SchedCos, SchedLin
+import sesemi_fastai.precision # for to_precision
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.core import InputError
 from sesemi_fastai.model import TwoBranch
