@@ -180,7 +180,7 @@ def test_a_drawn_set_of_another_size_is_used_as_it_is(tmp_path):
 
 def test_mistakes_in_files(tmp_path):
     with pytest.raises(InputError, match='there is no folder'): noisy_table(tmp_path/'gone', 5)
-    with pytest.raises(InputError, match='it holds 0'): noisy_table(tmp_path, 5)
+    with pytest.raises(InputError, match='and holds 0'): noisy_table(tmp_path, 5)
     (tmp_path/'noisy_x.csv').write_bytes(b'\xff\xfe\x00path')
     with pytest.raises(InputError, match='not a CSV file in UTF-8'): noisy_table(tmp_path, 5)
     (tmp_path/'noisy_x.csv').write_text('')
