@@ -323,7 +323,7 @@ class SESEMI(TrainingColumns):
             self.learn.xb = (turn_each(self.xb[0], self._turns), *self.xb[1:])
             return
         x = smaller(self._to_model(self._stream.batch()), self.size)
-        if x.is_floating_point() and self.xb[0].is_floating_point(): x = x.to(self.xb[0].dtype) # as a callback may have cast the labelled ones
+        if x.dtype != (dtype := self.learn.xb[0].dtype) and dtype.is_floating_point: x = x.to(dtype) # as a callback may have cast the labelled ones
         if self.turns == 'all': self._x,self._turns = rotate_batch(x)
         else:
             self._turns = self._random_turns(len(x))

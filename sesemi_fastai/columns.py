@@ -21,7 +21,7 @@ class TrainingColumns(StaysHome):
     columns = ()
 
     @property
-    def learn(self): return self.__dict__.get('_learn')
+    def learn(self): return self.__dict__['_learn'] if '_learn' in self.__dict__ else None # asked for dozens of times in a step
     @learn.setter
     def learn(self, learn):
         if learn is None and self.learn is not None: self.hide_columns() # of a fit that never came to its first epoch

@@ -53,7 +53,7 @@ def around_next_phase(
 # %% ../nbs/07_phase.ipynb #f32e582f
 def _fires(frame):
     "Which of fit and `tta` a stack frame is that fires the events of a fit; not `fit` itself, which loggers of experiments wrap; by name, as subclasses have methods of their own"
-    if frame.f_code.co_name == '_with_events' and frame.f_locals.get('event_type') == 'fit': return 'fit'
+    if frame.f_code.co_name == '_with_events' and 'event_type' in (there := frame.f_locals) and there['event_type'] == 'fit': return 'fit'
     if frame.f_code.co_name == 'tta': return 'tta'
 
 def _of_a_fit(learn, cb):

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay
 from fastai.vision.all import PILImage
 from .core import InputError,one_line
-from .distributed import gathered
+from .distributed import gathered,plain_dl
 from .items import class_names,item_names,need_classes,need_logits,need_one_target
 from .phase import StaysHome
 
@@ -30,7 +30,8 @@ class Predictions(StaysHome):
 
     def before_fit(self):
         if self.passive: return
-        if getattr(self.dls.valid, 'shuffle', False) or isinstance(getattr(self.dls.valid, 'sampler', None), RandomSampler): raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
+        dl = plain_dl(self.dls.valid)
+        if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler): raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
         self.of = self.dls
 
     def before_validate(self):
