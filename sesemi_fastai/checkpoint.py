@@ -121,14 +121,14 @@ def _finite(model): return all(o.isfinite().all() for o in model.state_dict().va
 def _order(dl):
     "Where a loader is in random numbers of its own; None where it draws from the global ones, as PyTorch's without a generator"
     dl = plain_dl(dl)
-    if (gen := getattr(dl, 'generator', None)) is not None: return gen.get_state()
-    return dl.rng.getstate() if hasattr(dl, 'rng') else None
+    if hasattr(dl, 'rng'): return dl.rng.getstate() # fastai's, which may have a dataset with a generator
+    return None if getattr(dl, 'generator', None) is None else dl.generator.get_state()
 
 def _set_order(dl, order):
     dl = plain_dl(dl)
     if order is None: return
-    if (gen := getattr(dl, 'generator', None)) is not None: gen.set_state(order)
-    else: dl.rng.setstate(order)
+    if hasattr(dl, 'rng'): dl.rng.setstate(order)
+    else: dl.generator.set_state(order)
 
 def _batch_size(dl): return getattr(plain_dl(dl), 'bs', None) or getattr(dl, 'batch_size', None)
 
