@@ -326,7 +326,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def of(self):
         "Data and network of the fit that the loss was last used in, maybe by another RobustLoss; None before any, and where a memory was given to it"
         dls,model = _used_with.get(self.loss_func_of_training, (None,None)) if self._remembers else (None,None)
-        return dls and (dls,model())
+        return None if dls is None else (dls,model())
     @of.setter
     def of(self, now):
         if self._remembers: _used_with[self.loss_func_of_training] = (now[0],ref(now[1]) if now[1] is not None else lambda: None) if now else (None,None)
