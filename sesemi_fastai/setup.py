@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 import pandas as pd
 import torch
-from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,Normalize,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed,trainable_params
+from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,MixUp,Normalize,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed,trainable_params
 from .core import InputError,choose,one_line
 from .arch import body_and_head,make_model,pretrained_stats
 from .callback import SESEMI
@@ -117,7 +117,8 @@ def method_of(
     config:dict # Full configuration
 ) -> str:
     "What is done about wrong labels, in a few words"
-    parts = [method_title(config['robust'])]*(config['robust'] != 'none') + [_sesemi_name(config)]*rotates(config) + ['corrected labels']*bool(config['corrections'])
+    usual = ['label smoothing']*bool(config['smoothing']) + ['MixUp']*bool(config['mixup'])
+    parts = [method_title(config['robust'])]*(config['robust'] != 'none') + usual + [_sesemi_name(config)]*rotates(config) + ['corrected labels']*bool(config['corrections'])
     return ' + '.join(parts) or 'plain'
 
 # %% ../nbs/36_setup.ipynb #2fd82207
@@ -226,6 +227,6 @@ def set_up(
     model = _fits(make_model(config['arch'], dls.c, config['dropout'], pretrained), config)
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
                     opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy, splitter=body_and_head if pretrained else trainable_params,
-                    cbs=[o for o in (sesemi, *robust_cbs(config['robust']), Memorisation(), LabelReport(), Predictions(), Prefetch()) if o], path=out or '.')
+                    cbs=[o for o in (sesemi, *robust_cbs(config['robust']), config['mixup'] and MixUp(config['mixup']), Memorisation(), LabelReport(), Predictions(), Prefetch()) if o], path=out or '.')
     learn.digest,learn.pretrained = data_digest(dls, files),bool(pretrained) # the latter as `vision_learner` has it
     return learn.to_precision(config['precision']),files,n_epoch,cbs

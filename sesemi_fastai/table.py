@@ -38,7 +38,7 @@ def length_name(
     return f"{config['max_steps']} steps of {n}" if config['max_steps'] else n
 
 # what may differ between a method and the plain training that it is compared with
-_of_method = 'method','recipe','unlabeled','unlabeled_images','unlabeled_bs','weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features','robust','corrections','epochs','epoch_unit'
+_of_method = 'method','recipe','unlabeled','unlabeled_images','unlabeled_bs','weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features','smoothing','mixup','robust','corrections','epochs','epoch_unit'
 
 _figures = 'final','best','passes','images','area','seconds','rotation'
 _outcome = *_figures,'started'

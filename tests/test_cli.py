@@ -64,6 +64,16 @@ def test_method_and_transductive_are_what_happened(mini, tmp_path):
         assert (record['method'],record['transductive'],record['unlabeled_images']) == (method,transductive,n), unlabeled
         assert ('rot_acc' in record['history'][0]) == (method == 'SESEMI')
 
+def test_label_smoothing_and_mixup_are_methods(mini, tmp_path):
+    def go(*args): return last(run('sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'o'/'-'.join(args), *small, *args))
+    plain,smooth,mixed = (go('--unlabeled', 'none', *o) for o in ((), ('--smoothing','.1'), ('--mixup','.4')))
+    assert [o['method'] for o in (plain,smooth,mixed)] == ['plain','label smoothing','MixUp']
+    losses = [o['history'][0]['train_loss'] for o in (plain,smooth,mixed)]
+    assert len({*losses}) == 3 and mixed['images'] == plain['images']
+    assert go('--mixup', '.4', '--robust', 'elr', '--export')['method'] == 'ELR + MixUp + SESEMI'
+    table = run('sesemi-table', tmp_path/'o').stdout
+    assert 'against plain, equal passes' in table and ' mixup ' not in table # each is compared with plain training, and needs no column of its own
+
 @pytest.mark.parametrize('args,note', [(['--unlabeled','none','--every','2'], 'note: --every changes nothing in this run\n'), (['--unlabeled','none','--turns','one','--weight','.5'], 'note: --weight, --turns change nothing in this run\n'), (['--turns','one'], '')])
 def test_an_option_that_changes_nothing_is_told(mini, args, note):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, *small, *args)
@@ -89,7 +99,7 @@ def test_same_seed_same_record(mini, tmp_path):
     (['--dataset','cifar'], 'choose one of nette'), (['--dataset','wang','--noise','5'], 'no published noisy labels'),
     (['--unlabeled','/no/such/folder'], 'choose none, train, all'), (['--unlabeled','EMPTY'], 'no images below'),
     (['--bs','1000'], 'do not fill one batch'), (['--epochs','0'], 'from 1 to'), (['--weight','-1'], 'from 0 to'), (['--weight','nan'], 'from 0 to'), (['--lr','nan'], 'give a number'), (['--seed','99999999999999'], 'from 0 to'), (['--arch','alexnet'], 'cannot take images of 32 pixels'), (['--arch','googlenet','--size','64'], 'more than class scores'), (['--export-weights','onnx','--out','OUT'], 'choose pth or safetensors'), (['--path','ZIP','--dataset','own'], 'not a CSV file'),
-    (['--bn','both'], "choose separate or joint"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'give a number'), (['--workers','-1'], 'from 0 to'), (['--features','nowhere'], "no module 'nowhere'"),
+    (['--bn','both'], "choose separate or joint"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'give a number'), (['--mixup','-1'], 'from 0 to'), (['--mixup','.4','--robust','fixmatch'], 'fixmatch needs unmixed images: give mixup 0'), (['--workers','-1'], 'from 0 to'), (['--features','nowhere'], "no module 'nowhere'"),
     (['--dataset','own','--path','CSV'], "no column 'label'"), (['--lr','fast'], 'invalid float value')], ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_wrong_input_is_one_line_and_status_2(mini, tmp_path, args, words):
     (tmp_path/'empty').mkdir()
