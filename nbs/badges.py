@@ -1,4 +1,5 @@
-"Give each tutorial a badge that opens it on Colab, and a cell that installs the package there: `make badges`, once settings.ini has git_url = https://github.com/OWNER/NAME"
+"""Give each tutorial a badge that opens it on Colab, and a cell that installs the package there: `make badges`, once settings.ini has
+git_url = https://github.com/OWNER/NAME"""
 import configparser, json, sys
 from pathlib import Path
 
@@ -9,12 +10,14 @@ def address(settings=root/'settings.ini'):
     cfg = configparser.ConfigParser()
     cfg.read(settings)
     url = cfg['DEFAULT'].get('git_url', '').rstrip('/').removesuffix('.git')
-    if not url.startswith('https://github.com/') or url.count('/') != 4: sys.exit("settings.ini needs git_url = https://github.com/OWNER/NAME: Colab opens notebooks from there")
+    if not url.startswith('https://github.com/') or url.count('/') != 4:
+        sys.exit("settings.ini needs git_url = https://github.com/OWNER/NAME: Colab opens notebooks from there")
     return url.removeprefix('https://github.com/')
 
 def cells(repo, name):
     "The two cells that come first"
-    badge = f'[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/main/nbs/tutorials/{name})'
+    colab = 'https://colab.research.google.com'
+    badge = f'[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{repo}/blob/main/nbs/tutorials/{name})'
     install = f"import sys\nif 'google.colab' in sys.modules:\n    %pip install -q 'sesemi_fastai @ git+https://github.com/{repo}'"
     return [dict(cell_type='markdown', id='colab-badge', metadata={}, source=[badge]),
             dict(cell_type='code', id='colab-install', metadata={}, source=install.splitlines(True), execution_count=None, outputs=[])]

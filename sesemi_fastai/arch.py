@@ -37,7 +37,8 @@ def known_arch(
 
 def _head_name(model):
     "The last linear layer, which gives the class scores"
-    if not (names := [k for k,m in model.named_modules() if isinstance(m, nn.Linear)]): raise InputError(f"{type(model).__name__} has no linear layer for the class scores: choose another network")
+    if not (names := [k for k,m in model.named_modules() if isinstance(m, nn.Linear)]):
+        raise InputError(f"{type(model).__name__} has no linear layer for the class scores: choose another network")
     return names[-1]
 
 def _one_head(model):
@@ -45,7 +46,8 @@ def _one_head(model):
     name = _head_name(model)
     head,told = model.get_submodule(name),model.get_classifier() if hasattr(model, 'get_classifier') else None
     alone = isinstance(told, nn.Module) and {*map(id, told.parameters())} == {*map(id, head.parameters())} # maybe within dropout
-    if hasattr(model, 'get_classifier') and not alone: raise InputError(f"{type(model).__name__} has other heads than one linear layer: choose another network to begin from weights")
+    if hasattr(model, 'get_classifier') and not alone:
+        raise InputError(f"{type(model).__name__} has other heads than one linear layer: choose another network to begin from weights")
     return name
 
 def with_dropout(
@@ -70,7 +72,8 @@ def need_published(
     arch:str # As for `known_arch`
 ):
     "`InputError` for a network that has no published weights"
-    if _is_xresnet(arch) or not _is_torchvision(arch) and not _timm_with(arch).is_model_pretrained(arch): raise InputError(f"neither torchvision nor timm publish weights of {arch}: choose a network of theirs that has some, or give a file with weights")
+    if _is_xresnet(arch) or not _is_torchvision(arch) and not _timm_with(arch).is_model_pretrained(arch):
+        raise InputError(f"neither torchvision nor timm publish weights of {arch}: choose a network of theirs that has some, or give a file with weights")
 
 def _published(arch):
     "Weights that torchvision or timm fetch, and keep"
@@ -78,7 +81,8 @@ def _published(arch):
     try:
         if _is_torchvision(arch): return torchvision.models.get_model(arch, weights='DEFAULT').state_dict()
         return _timm_with(arch).create_model(arch, pretrained=True).state_dict()
-    except (OSError,RuntimeError) as e: raise InputError(f"the published weights of {arch} cannot be fetched ({one_line(e)[:100]}): try again, or give a file with weights") from e
+    except (OSError,RuntimeError) as e:
+        raise InputError(f"the published weights of {arch} cannot be fetched ({one_line(e)[:100]}): try again, or give a file with weights") from e
 
 def begin_from(
     model:nn.Module, # Classifier whose last linear layer gives the class scores
@@ -88,10 +92,14 @@ def begin_from(
     "Give the network weights in all layers but the last linear one, which begins at random; `InputError` where they are another network's"
     head,own = _one_head(model),model.state_dict()
     at = head.rpartition('.')[0] if head.endswith('.1') and isinstance(model.get_submodule(f'{head[:-1]}0'), nn.Dropout) else head # as `with_dropout` nests it
-    if all(k.startswith('module.') for k in state) and not any(k.startswith('module.') for k in own): state = {k.removeprefix('module.'):v for k,v in state.items()} # as DistributedDataParallel names them
+    # as DistributedDataParallel names them
+    if all(k.startswith('module.') for k in state) and not any(k.startswith('module.') for k in own):
+        state = {k.removeprefix('module.'):v for k,v in state.items()}
     def shapes(o): return {k:v.shape for k,v in o.items() if not k.startswith(f'{at}.') and not k.endswith('num_batches_tracked')}
     want,found = shapes(own),shapes(state)
-    if other := [k for k in {**want, **found} if want.get(k) != found.get(k)]: raise InputError(f"{what} are of another network than {type(model).__name__}: {len(other)} of {len({**want, **found})} tensors have no counterpart of their name and shape, {other[0]} among them")
+    if other := [k for k in {**want, **found} if want.get(k) != found.get(k)]:
+        raise InputError(f"{what} are of another network than {type(model).__name__}: {len(other)} of {len({**want, **found})} tensors "
+                         f"have no counterpart of their name and shape, {other[0]} among them")
     own.update({k:state[k] for k in own if k in state and not k.startswith(f'{at}.')})
     model.load_state_dict(own)
     model.get_submodule(head).reset_parameters() # some of timm's begin with scores so large that a pretrained body would unlearn first

@@ -34,7 +34,8 @@ class GammaCorrection(RandTransform):
 def _fastai(size, min_scale=.35): return [RandomResizedCrop(size, min_scale=min_scale), FlipItem()]
 
 def _sesemi(size, min_scale=.2):
-    return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3, split_idx=1), GammaCorrection(), FlipItem()]
+    return [RandomResizedCrop(size, min_scale=min_scale, split_idx=0), Resize(round(size*8/7), split_idx=1), CropPad(size, order=3, split_idx=1),
+            GammaCorrection(), FlipItem()]
 
 def _plan_gamma(t, plan, used, valid):
     gamma = float(random.uniform(t.low, t.high))

@@ -83,18 +83,21 @@ class StoreDL(TfmdDL):
             o in own and not hasattr(own[o], 'looks_on') or getattr(type(self), o) is not getattr(StoreDL, o) for o in _own_ways)
 
     def _fixed(self):
-        "Whether an item is the same whenever it is read: read by column, and nothing of the user's own between. Then its row in the store and its labels can be kept"
+        "Whether an item is the same whenever it is read, by column and by nothing of the user's own: its row and its labels can be kept then"
         if (known := self.__dict__.get('_fixed_of')) is None or known[0] is not self.dataset:
             ds,tls = self.dataset,getattr(self.dataset, 'tls', ())
-            own = 'create_item' in vars(self) or type(self).create_item is not TfmdDL.create_item or type(ds) is not Datasets or any(type(tl) is not TfmdLists for tl in tls)
-            self._fixed_of = known = ds,bool(not own and len(tls) and self.indexed and self.n is not None and all(type(f) in _readers for tl in tls for f in tl.tfms.fs))
+            own = ('create_item' in vars(self) or type(self).create_item is not TfmdDL.create_item
+                   or type(ds) is not Datasets or any(type(tl) is not TfmdLists for tl in tls))
+            fixed = not own and len(tls) and self.indexed and self.n is not None and all(type(f) in _readers for tl in tls for f in tl.tfms.fs)
+            self._fixed_of = known = ds,bool(fixed)
         return known[1]
 
     def _columns(self):
         "Name, values and pipeline of the one column that each part of an item is read from; None where it is not like that"
         if (known := self.__dict__.get('_cols')) is None or known[0] is not self.dataset:
             tls = getattr(self.dataset, 'tls', ())
-            simple = self._fixed() and all(isinstance(tl.items, pd.DataFrame) and type(tl.tfms.fs[0]) is ColReader and len(tl.tfms.fs[0].cols) == 1 and isinstance(tl.tfms.fs[0].cols[0], str) for tl in tls)
+            simple = self._fixed() and all(isinstance(tl.items, pd.DataFrame) and type(o := tl.tfms.fs[0]) is ColReader and len(o.cols) == 1
+                                           and isinstance(o.cols[0], str) for tl in tls)
             self._cols = known = self.dataset,[(c := tl.tfms.fs[0].cols[0], tl.items[c].to_numpy(), tl.tfms) for tl in tls] if simple else None
         return known[1]
 
@@ -113,7 +116,9 @@ class StoreDL(TfmdDL):
         if seen := self._seen(s): return seen.get(s or 0)
         item,known = self._read(s),self.__dict__.get('_known')
         if _simple(item) and self._fixed():
-            if not (known and known[0] is self.dataset): self._known = known = self.dataset,_Known(len(self.dataset), item),[o.copy() for o in self._values()] if get_worker_info() is None else None # a process makes one pass
+            if not (known and known[0] is self.dataset):
+                values = [o.copy() for o in self._values()] if get_worker_info() is None else None # a process makes one pass
+                self._known = known = self.dataset,_Known(len(self.dataset), item),values
             known[1].add(s or 0, item)
         return item
 
@@ -139,7 +144,8 @@ class StoreDL(TfmdDL):
 
     def _values(self):
         "What the items are read from"
-        return [tl.items[columns_read(tl) or list(tl.items.columns)] if isinstance(tl.items, pd.DataFrame) else pd.Series(list(tl.items)) for tl in self.dataset.tls]
+        return [tl.items[columns_read(tl) or list(tl.items.columns)] if isinstance(tl.items, pd.DataFrame) else pd.Series(list(tl.items))
+                for tl in self.dataset.tls]
 
     def _still_so(self):
         "Whether the items are those that were noted, as a table may be changed in place"
@@ -151,7 +157,8 @@ class StoreDL(TfmdDL):
     def _planner(self):
         "What the transforms do to an image by its size; None where they need an image"
         tfms = self.after_item
-        if '_plan_for' not in vars(self): self._plan_for = None if tfms.split_idx is None else planner(tfms.fs[:-1], tfms.split_idx) # the loader sets the split when it begins to iterate
+        # the loader sets the split when it begins to iterate
+        if '_plan_for' not in vars(self): self._plan_for = None if tfms.split_idx is None else planner(tfms.fs[:-1], tfms.split_idx)
         return self._plan_for
 
     def __reduce_ex__(self, protocol):
@@ -173,7 +180,8 @@ class StoreDL(TfmdDL):
         self._forget(['_plan_for']) # a callback may change the transforms before the next batch
         if isinstance(b[0], Image.Image) and self._late(): return self.do_batch([(o,) for o in b])[0] # a dataset of images alone
         planned = [isinstance(o, Planned) for o in b]
-        if not any(planned) and (not self._late() or not isinstance(b[0], tuple) or not any(isinstance(o, Image.Image) for o in b[0])): return super().do_batch(b)
+        if not any(planned) and (not self._late() or not isinstance(b[0], tuple) or not any(isinstance(o, Image.Image) for o in b[0])):
+            return super().do_batch(b)
         known = any(planned) and self._known[1]
         if all(planned): res = planned_batch(b),*known.labels_of([o.item for o in b])
         else: res = tuple(_column(col) for col in zip(*[known.as_item(o) if p else o for o,p in zip(b, planned)]))

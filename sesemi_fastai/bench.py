@@ -109,7 +109,8 @@ class PublishedLoop(BareStep):
         from torchvision import transforms as T
         super().__init__(arch, size, bs, 'fp32', device)
         self.opt = _sgd(self.net.parameters(), fused=None)
-        tfm = T.Compose([T.RandomResizedCrop(size, scale=(.2,1.)), T.RandomHorizontalFlip(), T.Lambda(_gamma), T.ToTensor(), T.Normalize([.485,.456,.406], [.229,.224,.225])])
+        tfm = T.Compose([T.RandomResizedCrop(size, scale=(.2,1.)), T.RandomHorizontalFlip(), T.Lambda(_gamma), T.ToTensor(),
+                         T.Normalize([.485,.456,.406], [.229,.224,.225])])
         data,kw = _Files(files, labels, tfm),dict(shuffle=True, drop_last=True, num_workers=workers)
         DL = torch.utils.data.DataLoader
         self.labelled,self.unlabeled = _for_ever(DL(data, 4*bs, **kw)),_for_ever(DL(data, bs, collate_fn=_rotated, **kw))
@@ -150,7 +151,8 @@ class LearnerSteps:
     ) -> float: # Seconds
         "The time of `n` steps, after one that does not count"
         watch = Stopwatch(n)
-        if len(self.learn.dls.train) <= n: raise InputError(f"an epoch of {len(self.learn.dls.train)} steps is too short to time {n} of them: take more images or a smaller bs")
+        if len(self.learn.dls.train) <= n:
+            raise InputError(f"an epoch of {len(self.learn.dls.train)} steps is too short to time {n} of them: take more images or a smaller bs")
         with self.learn.no_bar(), self.learn.no_logging(): self.learn.fit(1, cbs=watch)
         return watch.seconds
 
@@ -247,9 +249,12 @@ def contenders(
     res |= {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {mode}': bare(keep=True)}
     if files:
         decoded = dls()
-        res |= {'published loop': PublishedLoop([str(Path(path)/o) for o in train.path], train.label.astype('category').cat.codes.astype('int64').tolist(), arch, size, bs, device, workers),
-            'fastai without SESEMI': LearnerSteps(learner(decoded, None), keep=False), 'SESEMI, fp32, files': sesemi(decoded, None), f'SESEMI, {mode}, files': sesemi(decoded, best)}
-    from_store = {'SESEMI, fp32, store': sesemi(stored, None), f'SESEMI, {mode}, store': sesemi(stored, best), f'SESEMI, {mode}, store, {_in_one_pass}': sesemi(stored, best, 'joint')}
+        names,labels = [str(Path(path)/o) for o in train.path],train.label.astype('category').cat.codes.astype('int64').tolist()
+        res |= {'published loop': PublishedLoop(names, labels, arch, size, bs, device, workers),
+            'fastai without SESEMI': LearnerSteps(learner(decoded, None), keep=False), 'SESEMI, fp32, files': sesemi(decoded, None),
+            f'SESEMI, {mode}, files': sesemi(decoded, best)}
+    from_store = {'SESEMI, fp32, store': sesemi(stored, None), f'SESEMI, {mode}, store': sesemi(stored, best),
+                  f'SESEMI, {mode}, store, {_in_one_pass}': sesemi(stored, best, 'joint')}
     for o in from_store.values(): _warm(o.learn)
     res |= from_store
     res['callback alone'] = OwnCost(res[f'SESEMI, {mode}, store'].learn)
@@ -283,7 +288,8 @@ def speed_ratios(
 ) -> dict: # Name to the value of each round
     "What the requirements ask for, round by round"
     fast,bare = times[[k for k in times if k.startswith('SESEMI') and k.endswith('store')][-1]],times[[k for k in times if k.startswith('bare')][-1]]
-    published = {'times the speed of the published loop':times['published loop']/fast, 'bare step: times the speed of the published loop':times['published loop']/bare} if 'published loop' in times else {}
+    published = {} if 'published loop' not in times else {'times the speed of the published loop':times['published loop']/fast,
+        'bare step: times the speed of the published loop':times['published loop']/bare}
     joint = {f'speed of the bare step that {_in_one_pass} for both batches reaches':bare/times[k] for k in times if k.endswith(_in_one_pass)}
     return {'speed of the bare step that training reaches':bare/fast, **joint, **published,
             "callback's own share of a step":times['callback alone']/fast, 'times as fast as the network eats: input alone':fast/times['input alone, store']}
@@ -303,7 +309,8 @@ def import_seconds(
 ) -> list[float]:
     "What `sesemi_fastai.all` adds to the import of fastai, in fresh processes"
     code = 'import time; from fastai.vision.all import *; t = time.perf_counter(); import sesemi_fastai.all; print(time.perf_counter()-t)'
-    return [float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout) for _ in progress(range(repeats), 'timing imports')]
+    return [float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout)
+            for _ in progress(range(repeats), 'timing imports')]
 
 def speed_record(
     df:pd.DataFrame, # As for `contenders`
@@ -318,6 +325,7 @@ def speed_record(
     runners = contenders(df, path, **kwargs)
     times,imports = take_turns(runners, repeats, seconds),import_seconds(repeats)
     kwargs.pop('store', None)
-    return dict(kind='speed', settings=dict(arch='resnet18', size=64, bs=16, workers=0) | kwargs, best=best_mode(default_device()), data=Path(os.path.abspath(path)).name,
+    return dict(kind='speed', settings=dict(arch='resnet18', size=64, bs=16, workers=0) | kwargs, best=best_mode(default_device()),
+                data=Path(os.path.abspath(path)).name,
                 pixels=image_sizes([Path(path)/o for o in df.path]), seconds=times.round(6).to_dict('list'), import_seconds=[round(o, 3) for o in imports],
                 ratios={k:round(v.median(), 4) for k,v in speed_ratios(times).items()}, **device_info(), versions=versions(), commit=git_commit())

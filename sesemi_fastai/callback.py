@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
-from fastai.vision.all import CancelEpochException,CancelFitException,DataLoader,Datasets,GradientAccumulation,Lookahead,OptimWrapper,get_model,num_distrib,risinstance
+from fastai.vision.all import CancelEpochException,CancelFitException,DataLoader,Datasets,GradientAccumulation,Lookahead
+from fastai.vision.all import OptimWrapper,get_model,num_distrib,risinstance
 from .core import InputError,need_a_batch,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
@@ -124,13 +125,16 @@ class SESEMI(TrainingColumns):
         if self.bn not in ('separate','joint'): raise InputError(f"bn={self.bn!r}: choose 'separate' or 'joint'")
         if self.turns not in ('all','one'): raise InputError(f"turns={self.turns!r}: choose 'all' or 'one'")
         need_numbers(rampup=self.rampup, rot_only=self.rot_only, turned=self.turned, **({} if callable(self.weight) else dict(weight=self.weight)))
-        need_numbers(whole=True, seed=self.seed, every=self.every, **{k:v for k,v in dict(bs=self.bs, size=self.size, num_workers=self.num_workers).items() if v is not None})
+        need_numbers(whole=True, seed=self.seed, every=self.every,
+                     **{k:v for k,v in dict(bs=self.bs, size=self.size, num_workers=self.num_workers).items() if v is not None})
         if not callable(self.weight) and self.weight < 0 or self.rampup < 0: raise InputError("weight and rampup must not be negative")
         if self.bs is not None and self.bs < 1: raise InputError(f"bs={self.bs}: at least one unlabeled image is needed in a step")
         if self.every < 1 or self.rot_only < 0: raise InputError("every must be at least 1, and rot_only must not be negative")
-        if isinstance(self.unlabeled, (DataLoader,TorchDataLoader)) and (self.bs is not None or self.num_workers is not None): raise InputError("bs= and num_workers= are for images; a DataLoader as unlabeled= has its own")
+        if isinstance(self.unlabeled, (DataLoader,TorchDataLoader)) and (self.bs is not None or self.num_workers is not None):
+            raise InputError("bs= and num_workers= are for images; a DataLoader as unlabeled= has its own")
         if not 0 < self.turned < 1: raise InputError(f"turned={self.turned}: give a share between 0 and 1")
-        if self.size and (self.bn == 'joint' or self._own_batch): raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
+        if self.size and (self.bn == 'joint' or self._own_batch):
+            raise InputError("size= needs a forward pass for the rotated images alone: bn='separate' and unlabeled images")
 
     def _forget(self):
         "What belongs to a Learner"
@@ -157,8 +161,11 @@ class SESEMI(TrainingColumns):
         self._fitting = not self.passive
         if not self._active: return
         need_a_batch(self.dls.train)
-        if self.rot_only and self.rot_only >= self.n_epoch: raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} epochs; fine_tune makes two fits, the first of freeze_epochs")
-        if len(self.learn.cbs.filter(risinstance(SESEMI))) > 1: raise InputError("the Learner has more than one SESEMI: leave out that of Learner(cbs=) or that of fit(cbs=)")
+        if self.rot_only and self.rot_only >= self.n_epoch:
+            raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} "
+                             "epochs; fine_tune makes two fits, the first of freeze_epochs")
+        if len(self.learn.cbs.filter(risinstance(SESEMI))) > 1:
+            raise InputError("the Learner has more than one SESEMI: leave out that of Learner(cbs=) or that of fit(cbs=)")
         self._n_images,self._steps = 0,0
         self.show_columns()
 
@@ -244,7 +251,8 @@ class SESEMI(TrainingColumns):
         if self._own_batch: return None if isinstance(getattr(self.dls, 'train_ds', None), Datasets) else self._one_look()
         if not self._changing: return self.unlabeled
         source = self.unlabeled(self.learn)
-        if isinstance(source, str) and source in ('valid','batch'): raise InputError(f"a function as unlabeled= gives images, not {source!r}: a folder, paths, a DataFrame or a DataLoader")
+        if isinstance(source, str) and source in ('valid','batch'):
+            raise InputError(f"a function as unlabeled= gives images, not {source!r}: a folder, paths, a DataFrame or a DataLoader")
         return source
 
     def _prepare(self):
@@ -278,7 +286,8 @@ class SESEMI(TrainingColumns):
     def state_dict(self) -> dict: # Empty before the first step
         "What a fit that goes on in another process needs: rotation head, its optimizer state, position in the unlabeled images"
         if not self._branch: return {}
-        return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images, steps=self._steps,
+        return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images,
+                    steps=self._steps,
                     grads=[p.grad for p in self.rot_head.parameters()])
 
     def load_state_dict(self,

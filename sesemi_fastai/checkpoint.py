@@ -29,7 +29,8 @@ def _safe(o):
     if torch.is_tensor(o): return o.detach().cpu().as_subclass(torch.Tensor)
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, Path): return str(o)
-    if not isinstance(o, (type(None),bool,int,float,str,bytes)): raise InputError(f"a checkpoint holds tensors, arrays, numbers and texts, not {o!r}, a {type(o).__name__}: leave it out")
+    if not isinstance(o, (type(None),bool,int,float,str,bytes)):
+        raise InputError(f"a checkpoint holds tensors, arrays, numbers and texts, not {o!r}, a {type(o).__name__}: leave it out")
     return o
 
 def _unsafe(o):
@@ -166,7 +167,8 @@ class Checkpoint(StaysHome):
 
     def after_cancel_fit(self):
         "The epoch behind which another callback has ended the fit is kept; where that was `EarlyStoppingCallback`, the fit is done"
-        if not self.passive and self._written <= self.epoch < len(self.recorder.values): self._write(ended=any(isinstance(o, EarlyStoppingCallback) and o.wait >= o.patience for o in self.learn.cbs))
+        if not self.passive and self._written <= self.epoch < len(self.recorder.values):
+            self._write(ended=any(isinstance(o, EarlyStoppingCallback) and o.wait >= o.patience for o in self.learn.cbs))
 
     def _write(self, ended=False):
         self._written = self.epoch+1
@@ -179,7 +181,8 @@ class Checkpoint(StaysHome):
     def _shared_state(self):
         "What is the same in all processes"
         rec,scaler = self.recorder,getattr(self.learn, 'scaler', None)
-        return dict(epoch=self.epoch+1, fit=self._fit, train_iter=self.learn.train_iter, n_epoch=self.n_epoch, config=self.config, model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
+        return dict(epoch=self.epoch+1, fit=self._fit, train_iter=self.learn.train_iter, n_epoch=self.n_epoch, config=self.config,
+                    model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
             scaler=scaler.state_dict() if scaler else None, recorder={k:getattr(rec, k) for k in _recorded}, smooth=(rec.smooth_loss.count,rec.smooth_loss.val),
             trackers={nm:{k:getattr(cb, k) for k in _tracked if k in vars(cb)} for nm,cb in _trackers(self.learn).items()})
 
@@ -207,7 +210,9 @@ class Checkpoint(StaysHome):
         self._written = self.start
         if self.start < self.n_epoch and not rank_distrib(): self._need_folder()
         if self._state: self._restore()
-        if self.start == self.n_epoch and not rank_distrib(): print(f"the fit in {self.folder} is done, nothing is trained: the next one goes on from there, and another run needs another folder", file=sys.stderr)
+        if self.start == self.n_epoch and not rank_distrib():
+            print(f"the fit in {self.folder} is done, nothing is trained: the next one goes on from there, and another run needs another folder",
+                  file=sys.stderr)
 
     def _need_folder(self):
         "Told before the first epoch, not behind it"
@@ -220,13 +225,15 @@ class Checkpoint(StaysHome):
         sets = {k:getattr(self.dls, f'{k}_ds', None) for k in ('train','valid')}
         data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in sets.items() if hasattr(ds, '__len__')}
         planned = [cb.scheds['lr'](.25) for cb in self.learn.cbs if 'lr' in getattr(cb, 'scheds', ())] or [o['lr'] for o in self.opt.hypers]
-        return dict(lr=', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o))), callbacks=', '.join(sorted(_stateful(self.learn))), **data,
-            network=_told_network(get_model(self.learn.model)), optimizer=_told_optimizer(self.opt), loss=_name(self.learn.loss_func), batch=f'{_batch_size(self.dls.train)} images')
+        rates = ', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o)))
+        return dict(lr=rates, callbacks=', '.join(sorted(_stateful(self.learn))), **data, network=_told_network(get_model(self.learn.model)),
+                    optimizer=_told_optimizer(self.opt), loss=_name(self.learn.loss_func), batch=f'{_batch_size(self.dls.train)} images')
 
     def _restore(self):
         state = self._state
         if state['n_epoch'] != self.n_epoch: raise InputError(f"the checkpoint is of a fit of {state['n_epoch']} epochs, this one has {self.n_epoch}")
-        if (there := {**self._fit, **state.get('fit', {})}) != self._fit: raise InputError(f"the checkpoint in {self.folder} is of another fit: {differences(there, self._fit)}; make it the same, or choose another folder")
+        if (there := {**self._fit, **state.get('fit', {})}) != self._fit:
+            raise InputError(f"the checkpoint in {self.folder} is of another fit: {differences(there, self._fit)}; make it the same, or choose another folder")
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
         self.opt.load_state_dict(_on(state['opt'], next(self.learn.model.parameters()).device))
@@ -312,7 +319,8 @@ class FiniteLoss(StaysHome):
     def look(self):
         "Stop if a step so far was bad"
         if self.bad is None or self.bad.isinf(): return
-        raise RunStopped(f"the loss is not finite in epoch {self.epoch+1}, step {int(self.bad)+1} of {self.n_iter}; {self.go_back}; a lower learning rate may help")
+        raise RunStopped(f"the loss is not finite in epoch {self.epoch+1}, step {int(self.bad)+1} of {self.n_iter}; {self.go_back}; a "
+                         "lower learning rate may help")
 
     @property
     def go_back(self):

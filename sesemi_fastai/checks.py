@@ -18,8 +18,9 @@ from .recipe import resolved,rotates
 from .setup import check_noise,datasets,sesemi_of
 
 # %% ../nbs/37_checks.ipynb #08c88fee
-_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6),
-    workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), mixup=(0,1e3), rot_only=(0,1e6),
+_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1),
+    weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6), workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9),
+    warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), mixup=(0,1e3), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
 _choices = dict(epoch_unit=('labelled','unlabeled','steps'), turns=('all','one'), bad_images=('stop','skip'), bn=('separate','joint'))
 _of_type = {int:((int,),'a whole number'), float:((int,float),'a number'), str:((str,),'a text')}
@@ -31,16 +32,19 @@ def check_types(
     "`InputError` for an option that is of another type than it should be"
     for k,p in inspect.signature(run).parameters.items():
         types,what = _of_type.get(p.annotation, ((object,), ''))
-        if options.get(k) is not None and (not isinstance(options[k], types) or isinstance(options[k], bool)) and what: raise InputError(f"{k}={options[k]!r}: give {what}")
+        if options.get(k) is not None and (not isinstance(options[k], types) or isinstance(options[k], bool)) and what:
+            raise InputError(f"{k}={options[k]!r}: give {what}")
 
 def _check_together(config):
     "Options that do not go together"
     check_noise(config['dataset'], config['noise'])
     if config['split_seed'] and config['dataset'] != 'own': raise InputError("split_seed belongs to --dataset own: the others have their own validation images")
-    if not config['warmup'] < config['epochs']: raise InputError(f"warmup={config['warmup']:g}: the warm-up must be shorter than the {config['epochs']} epochs of the run")
+    if not config['warmup'] < config['epochs']:
+        raise InputError(f"warmup={config['warmup']:g}: the warm-up must be shorter than the {config['epochs']} epochs of the run")
     known_arch(config['arch'])
     if config['pretrained'] == 'published': need_published(config['arch'])
-    if config['pretrained'] and config['sched'] == 'poly': raise InputError("poly has one rate for all layers, and pretrained ones need a smaller one: choose --sched one_cycle or flat_cos")
+    if config['pretrained'] and config['sched'] == 'poly':
+        raise InputError("poly has one rate for all layers, and pretrained ones need a smaller one: choose --sched one_cycle or flat_cos")
     sesemi_of(config, ['an image'], config['epochs'])
 
 def check_options(
@@ -56,13 +60,19 @@ def check_options(
     _check_together(config)
     if config['warmup'] and config['sched'] != 'poly': raise InputError(f"warmup={config['warmup']:g} belongs to --sched poly: give 0, or choose that schedule")
     if config['store_size'] and not config['store']: raise InputError("store_size belongs to store: give that as well")
-    if config['smoothing'] and config['robust'] not in ('none','ema'): raise InputError(f"smoothing={config['smoothing']:g} and robust {config['robust']} are two losses: give smoothing 0 or robust none")
-    if config['mixup'] and config['robust'] in rejecting: raise InputError(f"robust {config['robust']} needs unmixed images: give mixup 0, or choose another method")
-    if config['unlabeled'] == 'rejected' and config['robust'] not in rejecting: raise InputError(f"unlabeled rejected needs a method that rejects labels: choose robust {' or '.join(rejecting)}")
-    if rotates(config) and (config['rot_size'] or 0) > config['size']: raise InputError(f"rot_size={config['rot_size']}: rotated images are shrunk, to at most the size of {config['size']} pixels")
-    if rotates(config) and config['rot_only'] >= config['epochs']: raise InputError(f"rot_only={config['rot_only']:g}: the rotations alone must be shorter than the {config['epochs']} epochs of the run")
+    if config['smoothing'] and config['robust'] not in ('none','ema'):
+        raise InputError(f"smoothing={config['smoothing']:g} and robust {config['robust']} are two losses: give smoothing 0 or robust none")
+    if config['mixup'] and config['robust'] in rejecting:
+        raise InputError(f"robust {config['robust']} needs unmixed images: give mixup 0, or choose another method")
+    if config['unlabeled'] == 'rejected' and config['robust'] not in rejecting:
+        raise InputError(f"unlabeled rejected needs a method that rejects labels: choose robust {' or '.join(rejecting)}")
+    if rotates(config) and (config['rot_size'] or 0) > config['size']:
+        raise InputError(f"rot_size={config['rot_size']}: rotated images are shrunk, to at most the size of {config['size']} pixels")
+    if rotates(config) and config['rot_only'] >= config['epochs']:
+        raise InputError(f"rot_only={config['rot_only']:g}: the rotations alone must be shorter than the {config['epochs']} epochs of the run")
     if config['epoch_unit'] == 'unlabeled' and (not rotates(config) or config['unlabeled'] in ('batch','rejected')):
-        raise InputError(f"epochs over the unlabeled images need some: with unlabeled {config['unlabeled']} and weight {config['weight']:g}, choose the epoch unit labelled or steps")
+        raise InputError(f"epochs over the unlabeled images need some: with unlabeled {config['unlabeled']} and weight "
+                         f"{config['weight']:g}, choose the epoch unit labelled or steps")
 
 # %% ../nbs/37_checks.ipynb #9b0b0002
 _of_rotations = 'unlabeled_bs','rampup','rot_only','turns','rot_size','every','turned','bn','features'

@@ -34,13 +34,15 @@ class LabelCleaner:
     ):
         try: from fastai.vision.widgets import ImagesCleaner,HBox,VBox,Button,Label
         except ImportError: raise InputError("this needs ipywidgets: pip install 'sesemi_fastai[widgets]'") from None
-        if missing := [o for o in _columns[:4] if o not in df]: raise InputError(f"the list has no column {missing[0]!r}: it should come from a label report, of DataLoaders whose items are image files")
+        if missing := [o for o in _columns[:4] if o not in df]:
+            raise InputError(f"the list has no column {missing[0]!r}: it should come from a label report, of DataLoaders whose items are image files")
         need_numbers(whole=True, n=n, size=size)
         if n < 1: raise InputError(f"n={n}: show at least one image")
         self.df,self.path,self.fname,self.n,self.page,self._mine = df.reset_index(drop=True),Path(path),fname,n,0,set()
         self._read()
         self.classes = {*df.label,*df.suggested}
-        if all(isinstance(o, str) for o in self.classes): self.classes |= {o.removeprefix('p:') for o in df if str(o).startswith('p:')} # those without an image in the list as well
+        # those without an image in the list as well
+        if all(isinstance(o, str) for o in self.classes): self.classes |= {o.removeprefix('p:') for o in df if str(o).startswith('p:')}
         self.classes = sorted(self.classes)
         self._images,self._told,self._label = ImagesCleaner(self.classes, size, size, n),Label(),Label
         self._back,self._next = Button(description='Back'),Button(description='Next')
@@ -90,12 +92,14 @@ class LabelCleaner:
 
     def _tell(self):
         changed = sum(a != 'keep' for a,_ in self.chosen.values())
-        self._told.value = f'page {self.page+1} of {self.pages}; {changed} labels to drop or change' + (f', written to {self.fname}' if self.fname and changed else '')
+        written = f', written to {self.fname}' if self.fname and changed else ''
+        self._told.value = f'page {self.page+1} of {self.pages}; {changed} labels to drop or change{written}'
 
     def corrections(self) -> pd.DataFrame: # Columns `path`, `label`, `suggested`, `score`, `action`, `new_label`, and those that the user has added to the file
         "What has been decided so far, also about images that are not in the list"
         res = pd.DataFrame([(k,*v) for k,v in self.chosen.items()], columns=['path','action','new_label'])
-        judged = pd.concat([self.before[(self.before.label != '') | ~self.before.path.isin(self._mine)], self.df])[list(_columns[:4])].drop_duplicates('path') # the label that an earlier decision was about stays
+        # the label that an earlier decision was about stays
+        judged = pd.concat([self.before[(self.before.label != '') | ~self.before.path.isin(self._mine)], self.df])[list(_columns[:4])].drop_duplicates('path')
         notes = self.before.drop(columns=[*_columns[1:]]).drop_duplicates('path')
         res = res.merge(judged, on='path', how='left').merge(notes, on='path', how='left')[[*_columns,*notes.columns[1:]]]
         return res.fillna({o:'' for o in notes.columns[1:]})

@@ -101,7 +101,8 @@ def _only_resume(kwargs):
 
 def _tell_idle(options):
     "A note of what was typed and changes nothing"
-    if idle := idle_options(options): note(f"{', '.join('--'+o.replace('_', '-') for o in idle)} {'changes' if len(idle) == 1 else 'change'} nothing in this run")
+    if idle := idle_options(options):
+        note(f"{', '.join('--'+o.replace('_', '-') for o in idle)} {'changes' if len(idle) == 1 else 'change'} nothing in this run")
 
 @call_parse
 @delegates(train_run, but='bar,resume')
@@ -118,7 +119,8 @@ def sesemi_train(
         else: _tell_idle(options(kwargs))
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
         if rank_distrib(): return
-        print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch, {100*record['best_accuracy']:.1f} % after the best one{f'; record, predictions and suspected labels are in {out}'*bool(out)}", file=sys.stderr)
+        print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch, {100*record['best_accuracy']:.1f} % after the "
+              f"best one{f'; record, predictions and suspected labels are in {out}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))
 
 # %% ../nbs/47_cli.ipynb #341b0641
@@ -138,7 +140,8 @@ def sesemi_compare(
     **kwargs
 ):
     "Train plain and SESEMI at equal labelled passes, and plain at SESEMI's compute"
-    with _one_line_errors(_again): run_missing(comparison(epochs, _numbers(seeds, '--seeds'), unlabeled=unlabeled, **kwargs), out, bar=shows_bars() and not no_bar)
+    with _one_line_errors(_again):
+        run_missing(comparison(epochs, _numbers(seeds, '--seeds'), unlabeled=unlabeled, **kwargs), out, bar=shows_bars() and not no_bar)
 
 # %% ../nbs/47_cli.ipynb #d7c56ce9
 def _draw_to_files():
@@ -245,7 +248,8 @@ def sesemi_bench(
     _draw_to_files()
     with _one_line_errors():
         if out: place_of_file(out)
-        if what == 'speed': _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, files=files, repeats=repeats, seconds=seconds, store=store)
+        if what == 'speed':
+            _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, files=files, repeats=repeats, seconds=seconds, store=store)
         elif what == 'scale': _bench_scale(out, arch=arch, seconds=seconds)
         else: raise InputError(f"{what!r} is unknown: choose speed or scale")
 
@@ -254,7 +258,8 @@ def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
     ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
     wrong = truly_wrong(df).mean()
-    return f"average precision against the true labels, {100*wrong:.1f}% of which differ: " + ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
+    told = ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
+    return f"average precision against the true labels, {100*wrong:.1f}% of which differ: {told}"
 
 def _share_wrong(folder):
     "The share of labels that the training itself took to be wrong; None where its method makes no estimate"
@@ -267,19 +272,24 @@ def _number_accepted(accept_top, folder, df):
     if accept_top != 'auto':
         try: return int(str(accept_top))
         except ValueError: raise InputError(f"--accept-top {accept_top}: give a whole number, or auto") from None
-    if (share := _share_wrong(folder)) is None: raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: methods auto and forward do; give a number")
-    if share > .6: raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: train longer, or give a number")
+    if (share := _share_wrong(folder)) is None:
+        raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: "
+                         "methods auto and forward do; give a number")
+    if share > .6:
+        raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: "
+                         "train longer, or give a number")
     return round(share*len(df))
 
 def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
     share = _share_wrong(folder)
-    return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: a rough estimate, "
-                                       "too high after few passes, too low where wrong labels are memorised or of a few classes only")
+    return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: "
+                                       "a rough estimate, too high after few passes, too low where wrong labels are memorised or of a few classes only")
 
 def _told_missing(folder, df):
     "That some training images are not listed"
-    if n := max(0, read_record(folder).get('data', {}).get('train_images', 0)-len(df)): return f"{n} training images were in no batch and are not listed: more epochs, or a smaller --bs, reach them"
+    if n := max(0, read_record(folder).get('data', {}).get('train_images', 0)-len(df)):
+        return f"{n} training images were in no batch and are not listed: more epochs, or a smaller --bs, reach them"
 
 def _write_corrections(taken, fname, df):
     "Add what is accepted to what `fname` holds already; decisions that are there stay. The sentences about it"
@@ -288,7 +298,8 @@ def _write_corrections(taken, fname, df):
     wrong = truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()
     judged = f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong\n" if len(wrong) else ''
     before = '' if there is None else f", beside {there} decisions that were there and stay (without {fname} all is decided anew)"
-    return judged + (f"{len(res)-(there or 0)} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: {fname}; train by sesemi-train --corrections {quote(str(fname))}")
+    return judged + (f"{len(res)-(there or 0)} of {len(df)} training images to {taken.action.iloc[0] if len(taken) else 'change'}{before}: "
+                     f"{fname}; train by sesemi-train --corrections {quote(str(fname))}")
 
 @call_parse
 def sesemi_labels(
@@ -306,7 +317,8 @@ def sesemi_labels(
         if n < 0: raise InputError(f"--n {n}: give the number of labels to print")
         if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")
         takes = accept is not None or accept_top is not None
-        if not takes and (corrections or action != 'drop'): raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
+        if not takes and (corrections or action != 'drop'):
+            raise InputError("nothing is written without --accept or --accept-top: give the score from which suggestions are taken, or how many")
         taken = accepted(df, accept or 0., action, _number_accepted(accept_top, folder, df)) if takes else None
         scores = cleanlab_of(df) if cleanlab else None
         written = _write_corrections(taken, Path(corrections or folder/'corrections.csv'), df) if takes else None # before a reader such as `head` may be gone
@@ -323,7 +335,8 @@ def _rotated_batch(records, path):
     name = path.resolve()
     o = next((o for o in records if o['data']['folder'] in (name.name,name.parent.name)), records[0])['config']
     table = path/(o.get('path') or '')
-    show_rotated_batch(make_dls(o['dataset'], table if o['dataset'] == 'own' and table.is_file() else path, o['noise'], size=o['size'], bs=min(8, o['bs']), num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
+    show_rotated_batch(make_dls(o['dataset'], table if o['dataset'] == 'own' and table.is_file() else path, o['noise'], size=o['size'],
+                                bs=min(8, o['bs']), num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
     return plt.gcf()
 
 @call_parse
@@ -394,12 +407,14 @@ def sesemi_demo(
         out,runs = Path(out),comparison(epochs, _numbers(seeds, '--seeds'), path=str(Path(out)/'mini'), **_demo)
         runs.update({k.replace('plain', 'auto'):{**o, 'robust':'auto'} for k,o in runs.items() if k.startswith(f'plain-{epochs}ep')})
         for o in runs.values(): check_options(resolved(o))
-        if foreign := sorted(o.name for o in make_folder(out).iterdir() if o.name not in ('mini','runs','report.html') and o.name[0] != '.'): raise InputError(f"{out} holds {foreign[0]}, which is not of a demo: choose a new folder with --out")
+        if foreign := sorted(o.name for o in make_folder(out).iterdir() if o.name not in ('mini','runs','report.html') and o.name[0] != '.'):
+            raise InputError(f"{out} holds {foreign[0]}, which is not of a demo: choose a new folder with --out")
         path = str(make_mini(out/'mini'))
         run_missing(runs, out/'runs', bar=shows_bars() and not no_bar)
         records,pictures = read_records(out/'runs'),{}
         dls = mini_dls(50, 64, path, bs=32, num_workers=0)
-        for caption,show in {'A rotated batch: the pretext task guesses the turn':show_rotated_batch, 'Training images; wrong labels in red':show_noisy_batch}.items():
+        for caption,show in {'A rotated batch: the pretext task guesses the turn':show_rotated_batch,
+                             'Training images; wrong labels in red':show_noisy_batch}.items():
             show(dls)
             pictures[caption] = plt.gcf()
         print(result_table(records).to_string(index=False))

@@ -38,7 +38,9 @@ def _answers(address):
 
 def _with_full_paths(config):
     "Folders that are here, in full: a task of Ray's is at work elsewhere"
-    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store',*file_options) if config.get(k) not in (None,'',*dict(unlabeled=unlabeled_names, store=['auto'], pretrained=['published']).get(k, ())) and Path(config[k]).exists()}}
+    words = dict(unlabeled=unlabeled_names, store=['auto'], pretrained=['published'])
+    def is_place(k): return config.get(k) not in (None,'',*words.get(k, ())) and Path(config[k]).exists()
+    return {**config, **{k:os.path.abspath(config[k]) for k in ('path','unlabeled','store',*file_options) if is_place(k)}}
 
 def _connect(ray, address, cpus, gpus):
     "Be part of the cluster; whether it was started for this"
@@ -64,7 +66,8 @@ def run_on_ray(
     "Train on a Ray cluster those of `runs` that have no finished record in `out`"
     ray,out = _ray(),Path(out).resolve()
     missing = {k:_with_full_paths(v) for k,v in runs.items() if not is_done(out/k, v)}
-    if others := [k for k in missing if read_record(out/k).get('status') == 'done']: raise InputError(f"{out/others[0]} holds a finished run with other settings: choose another folder for this study, or remove it")
+    if others := [k for k in missing if read_record(out/k).get('status') == 'done']:
+        raise InputError(f"{out/others[0]} holds a finished run with other settings: choose another folder for this study, or remove it")
     if not missing: return
     started = _connect(ray, address, cpus, gpus)
     try:

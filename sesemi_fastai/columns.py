@@ -47,7 +47,8 @@ class TrainingColumns(StaysHome):
     def show_columns(self):
         "Announce the columns, in `before_fit`; not while the Learner evaluates, which fires that event, too"
         if self.evaluating: return
-        if theirs := [o.name for o in self.learn.metrics if not isinstance(o, _Column) and o.name in self.columns]: raise InputError(f"a metric is called {theirs[0]}, as a column of {type(self).__name__}: give it another name")
+        if theirs := [o.name for o in self.learn.metrics if not isinstance(o, _Column) and o.name in self.columns]:
+            raise InputError(f"a metric is called {theirs[0]}, as a column of {type(self).__name__}: give it another name")
         self._add_columns()
 
     def hide_columns(self):

@@ -30,7 +30,8 @@ def need_numbers(
 ):
     "`InputError` for a setting that is no number, or not a finite one"
     for k,v in kwargs.items():
-        if not isinstance(v, Integral if whole else Real) or not abs(v) <= sys.float_info.max: raise InputError(f"{k}={v!r}: give a {'whole ' if whole else ''}number")
+        if not isinstance(v, Integral if whole else Real) or not abs(v) <= sys.float_info.max:
+            raise InputError(f"{k}={v!r}: give a {'whole ' if whole else ''}number")
 
 # %% ../nbs/00_core.ipynb #c56f917f
 def one_line(
@@ -136,7 +137,8 @@ def read_table(
     try:
         df = pd.read_csv(fname, **kw)
         if isinstance(df.index, pd.RangeIndex): return df
-        return pd.read_csv(fname, index_col=False, **kw) if df.iloc[:,-1].isna().all() else df.reset_index(drop=True) # commas at the ends of lines, or names of rows that have no header
+        # commas at the ends of lines, or names of rows that have no header
+        return pd.read_csv(fname, index_col=False, **kw) if df.iloc[:,-1].isna().all() else df.reset_index(drop=True)
     except (UnicodeDecodeError,pd.errors.ParserError,pd.errors.EmptyDataError) as e: raise InputError(f"{fname} is not a CSV file in UTF-8: {e}")
 
 def need_columns(
@@ -145,7 +147,8 @@ def need_columns(
     what:str # What the table is called in the error
 ):
     "`InputError` where a column is missing, or there twice"
-    if missing := [c for c in cols if c not in df.columns]: raise InputError(f"{what} has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}{_other_separator(df)}")
+    if missing := [c for c in cols if c not in df.columns]:
+        raise InputError(f"{what} has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}{_other_separator(df)}")
     if twice := [c for c in cols if (df.columns == c).sum() > 1]: raise InputError(f"{what} has column {twice[0]!r} there twice: leave one out")
 
 def _other_separator(df):
@@ -167,7 +170,8 @@ def need_a_batch(
     "`InputError` if the images do not fill one batch"
     try: n = len(dl)
     except TypeError: return # of an iterable that nobody has counted
-    if n == 0: raise InputError(f"the training images do not fill one batch of {getattr(dl, 'bs', None) or dl.batch_size}: pass a smaller bs= to the DataLoaders")
+    if n == 0:
+        raise InputError(f"the training images do not fill one batch of {getattr(dl, 'bs', None) or dl.batch_size}: pass a smaller bs= to the DataLoaders")
 
 def choose(
     options:dict, # What there is, by name

@@ -27,7 +27,8 @@ def accepted(
     if top is not None and not 0 <= top <= len(df): raise InputError(f"{top}: give a number of labels from 0 to the {len(df)} of the list")
     df = df.sort_values('score', ascending=False, kind='stable').drop_duplicates('path') # an image that stands in the table several times is judged once
     res = df[df.score >= threshold] if top is None else df.head(top)
-    return res[[o for o in ('path','label','suggested','score') if o in res]].assign(action=action, new_label=res.suggested if action == 'relabel' else '').reset_index(drop=True)
+    new_label = res.suggested if action == 'relabel' else ''
+    return res[[o for o in ('path','label','suggested','score') if o in res]].assign(action=action, new_label=new_label).reset_index(drop=True)
 
 def plain_actions(
     col:pd.Series # As somebody has written them
@@ -48,13 +49,16 @@ def read_corrections(
 
 def _checked(fixes, table):
     "The corrections that change something, if all make sense"
-    if missing := [c for c in ('path','action') if c not in fixes]: raise InputError(f"the corrections have no column {missing[0]!r}; they have {', '.join(map(str, fixes.columns))}")
+    if missing := [c for c in ('path','action') if c not in fixes]:
+        raise InputError(f"the corrections have no column {missing[0]!r}; they have {', '.join(map(str, fixes.columns))}")
     fixes = fixes.assign(action=plain_actions(fixes.action))
-    if len(bad := fixes[~fixes.action.isin(['keep','drop','relabel'])]): raise InputError(f"action {bad.action.iloc[0]!r} of {bad.path.iloc[0]} is unknown: choose keep, drop or relabel")
+    if len(bad := fixes[~fixes.action.isin(['keep','drop','relabel'])]):
+        raise InputError(f"action {bad.action.iloc[0]!r} of {bad.path.iloc[0]} is unknown: choose keep, drop or relabel")
     fixes = fixes[fixes.action != 'keep']
     if len(bad := fixes.path[fixes.path.duplicated()]): raise InputError(f"{bad.iloc[0]} stands twice in the corrections")
     if len(bad := fixes.path[~fixes.path.isin(table.path)]): raise InputError(f"{bad.iloc[0]} of the corrections is not in the table of images")
-    if len(bad := fixes.path[fixes.path.isin(table.path[table.is_valid.astype(bool)])]): raise InputError(f"{bad.iloc[0]} is a validation image: only labels of training images are corrected")
+    if len(bad := fixes.path[fixes.path.isin(table.path[table.is_valid.astype(bool)])]):
+        raise InputError(f"{bad.iloc[0]} is a validation image: only labels of training images are corrected")
     _check_old(fixes, table)
     _check_new(fixes[fixes.action == 'relabel'], set(table.label))
     return fixes
@@ -65,12 +69,14 @@ def _check_old(fixes, table):
     now = table[table.path.isin(fixes.path) & table.label.notna()].groupby('path').label.agg(list) # an image may stand in the table several times
     known = fixes[fixes.label.notna() & (fixes.label != '') & fixes.path.isin(now.index)]
     for path,label in zip(known.path, known.label):
-        if class_name(label) not in map(class_name, now[path]): raise InputError(f"the corrections are of other labels: {path} is {label!r} there, and {now[path][0]!r} in the data")
+        if class_name(label) not in map(class_name, now[path]):
+            raise InputError(f"the corrections are of other labels: {path} is {label!r} there, and {now[path][0]!r} in the data")
 
 def _check_new(relabel, classes):
     if len(relabel) and 'new_label' not in relabel: raise InputError("the corrections have no column 'new_label', which relabel needs")
     if len(relabel) and len(bad := relabel[~relabel.new_label.map(class_name).isin({class_name(o) for o in classes})]):
-        raise InputError(f"new_label {bad.new_label.iloc[0]!r} of {bad.path.iloc[0]} is no class of the data: choose one of {', '.join(sorted(map(str, classes))[:20])}")
+        raise InputError(f"new_label {bad.new_label.iloc[0]!r} of {bad.path.iloc[0]} is no class of the data: choose one of "
+                         f"{', '.join(sorted(map(str, classes))[:20])}")
 
 def merged(
     new:pd.DataFrame, # Corrections

@@ -58,7 +58,8 @@ def _style(kinds, colours):
 
 def _draw(ax, kinds, style, x_of, y_of, names, pale):
     for k,runs in kinds.items():
-        xs,ys = [x_of(runs[0], i) for i in range(len(runs[0]['history']))],[[float('nan') if (y := y_of(h)) is None else 100*y for h in o['history']] for o in runs]
+        xs = [x_of(runs[0], i) for i in range(len(runs[0]['history']))]
+        ys = [[float('nan') if (y := y_of(h)) is None else 100*y for h in o['history']] for o in runs]
         if pale and len(ys) > 1:
             for y in ys: ax.plot(xs, y, alpha=.25, lw=1, **{**style[k], 'marker':None})
         ax.plot(xs, pd.DataFrame(ys).mean(), lw=2, ms=4, markevery=max(1, len(xs)//10), label=names[k], **style[k])
@@ -103,20 +104,24 @@ def plot_curves(
     passes = lambda o,i: _at(o, 'labelled_passes', i)
     images = lambda o,i: _at(o, 'images_by_area', i)/1000
     panels = [(kinds, 'labelled passes', passes, 'accuracy', 'validation accuracy, %')]
-    if max(dear) > 1.03*min(dear): panels.append((kinds, 'thousand images through the network' + ', shrunk ones by area'*any(_area(o) != o['images'] for o in records), images, 'accuracy', 'validation accuracy, %'))
+    if max(dear) > 1.03*min(dear):
+        panels.append((kinds, 'thousand images through the network' + ', shrunk ones by area'*any(_area(o) != o['images'] for o in records),
+                       images, 'accuracy', 'validation accuracy, %'))
     if turned: panels.append((turned, 'labelled passes', passes, 'rot_acc', 'rotation accuracy (training), %'))
     if memorised: panels.append((memorised, 'labelled passes', passes, 'wrong_as_given', 'wrong labels predicted in training, %'))
     rows = len(panels)//2 if len(panels) > 3 else 1
     across = len(panels)//rows
     per_line = max(1, min(int(across*4.7*14/max(20, max(map(len, names.values())))), len(kinds)))
-    fig,axs = plt.subplots(rows, across, figsize=(4.75*across if across > 1 else 5.5, 3.3*rows + .5 + .17*-(-len(kinds)//per_line)), layout='constrained', squeeze=False)
+    fig,axs = plt.subplots(rows, across, figsize=(4.75*across if across > 1 else 5.5, 3.3*rows + .5 + .17*-(-len(kinds)//per_line)),
+                           layout='constrained', squeeze=False)
     for ax,(runs,x,along,key,label) in zip(axs.flat, panels):
         _draw(ax, runs, style, along, lambda h: h.get(key), names, len(kinds) <= _most_with_runs)
         ax.set(xlabel=x, ylabel=label)
         ax.set_title(_fewer(runs, kinds), fontsize=7, parse_math=False)
         ax.grid(alpha=.3)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    legend = fig.legend(*axs.flat[0].get_legend_handles_labels(), fontsize=7, ncols=per_line, loc='outside lower center', handlelength=4.5, title=head, title_fontsize=7) # long enough for all dashes
+    legend = fig.legend(*axs.flat[0].get_legend_handles_labels(), fontsize=7, ncols=per_line, loc='outside lower center',
+                        handlelength=4.5, title=head, title_fontsize=7) # long enough for all dashes
     for text in legend.get_texts(): text.set_parse_math(False) # names of folders
     fig.suptitle(title)
     return fig

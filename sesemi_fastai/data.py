@@ -38,7 +38,8 @@ def leaves_folder(
 ) -> pd.Series: # Bool
     "Which of `paths` are absolute, on another drive, empty, or climb out of the folder that they are relative to"
     p = paths.str.replace('\\', '/', regex=False)
-    return p.str.startswith('/') | p.str.contains(r'(?:^|/)\.\.(?:/|$)|^[A-Za-z]:', regex=True) | p.str.fullmatch(r'[./]*', flags=0) | p.str.contains('\0', regex=False)
+    return (p.str.startswith('/') | p.str.contains(r'(?:^|/)\.\.(?:/|$)|^[A-Za-z]:', regex=True) | p.str.fullmatch(r'[./]*', flags=0)
+            | p.str.contains('\0', regex=False))
 
 def _no_utf8(text):
     try: text.encode()
@@ -68,12 +69,15 @@ def _not_there(path, others):
 
 def _check_paths(df, folder, repeats):
     if (bad := df.path[df.path.isna()]).size: raise InputError(f"row {bad.index[0]} of the table has no path")
-    if _no_utf8(''.join(df.path)): raise InputError(f"path {next(o for o in df.path if _no_utf8(o))!a} is not UTF-8, and tables could not be written: rename the file")
+    if _no_utf8(''.join(df.path)):
+        raise InputError(f"path {next(o for o in df.path if _no_utf8(o))!a} is not UTF-8, and tables could not be written: rename the file")
     if (bad := df.path[leaves_folder(df.path)]).size: raise InputError(f"path {bad.iloc[0]!r} leads out of the data folder {folder}")
     norm = df.path.map(os.path.normpath)
     if not repeats and (bad := df.path[norm.duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
-    if (bad := df.path[df.is_valid & norm.isin(norm[~df.is_valid])]).size: raise InputError(f"path {bad.iloc[0]!r} is in the training and in the validation images")
-    if gone := [*islice((p for p in df.path if not os.path.isfile(os.path.join(folder, p))), _most_gone)]: raise InputError(_not_there(folder/gone[0], len(gone)-1))
+    if (bad := df.path[df.is_valid & norm.isin(norm[~df.is_valid])]).size:
+        raise InputError(f"path {bad.iloc[0]!r} is in the training and in the validation images")
+    if gone := [*islice((p for p in df.path if not os.path.isfile(os.path.join(folder, p))), _most_gone)]:
+        raise InputError(_not_there(folder/gone[0], len(gone)-1))
 
 def _check_links(df, folder):
     "No file of the table may be elsewhere by way of a symbolic link"
@@ -85,8 +89,11 @@ def _check_splits(df):
     train,valid = (set(df.label[df.is_valid == v]) for v in (False,True))
     if not train or not valid: raise InputError(f"there are no {'validation' if train else 'training'} images")
     if only := sorted(map(str, train ^ valid)):
-        raise InputError(f"class {only[0]!r} is in the {'training' if only[0] in map(str, train) else 'validation'} images only: give it an image in the other split as well, or leave the class out")
-    if len(train) < 2: raise InputError(f"there is one class only, {str(next(iter(train)))!r}: training needs two or more; a folder of images has a folder below it for each class")
+        raise InputError(f"class {only[0]!r} is in the {'training' if only[0] in map(str, train) else 'validation'} images only: give it "
+                         "an image in the other split as well, or leave the class out")
+    if len(train) < 2:
+        raise InputError(f"there is one class only, {str(next(iter(train)))!r}: training needs two or more; a folder of images has a "
+                         "folder below it for each class")
 
 def checked_table(
     df:pd.DataFrame, # Columns `path`, `label`, `is_valid`, maybe `true`
@@ -131,7 +138,9 @@ def find_noisy_csv(
     "The table of noisy labels in `path`"
     if not Path(path).is_dir(): raise InputError(f"there is no folder {path}")
     found = sorted(Path(path).glob('noisy_*.csv'))
-    if len(found) != 1: raise InputError(f"{path} should hold one table of labels such as noisy_imagenette.csv, and holds {len(found)}; a folder of your own needs --dataset own, or own_dls")
+    if len(found) != 1:
+        raise InputError(f"{path} should hold one table of labels such as noisy_imagenette.csv, and holds {len(found)}; a folder of your "
+                         "own needs --dataset own, or own_dls")
     return found[0]
 
 def need_level(
@@ -163,8 +172,9 @@ def table_block(
     aug:str='fastai', # Augmentation: fastai or sesemi
     store:ImageStore|None=None # Decoded images; files are decoded each time if None
 ) -> DataBlock:
-    "A `DataBlock` over a table with columns `path`, `label` and `is_valid`, for transforms of your own; `dls.table` and `dls.unlabeled` come from `table_dls` only"
-    return DataBlock((StoredImageBlock(store) if store else ImageBlock,CategoryBlock), get_x=ColReader('path', pref=Path(path)), get_y=ColReader('label'), splitter=ColSplitter('is_valid'),
+    "A `DataBlock` over a table with columns `path`, `label`, `is_valid`, for transforms of your own; its `dls` have no `table` and `unlabeled`"
+    return DataBlock((StoredImageBlock(store) if store else ImageBlock,CategoryBlock), get_x=ColReader('path', pref=Path(path)),
+                     get_y=ColReader('label'), splitter=ColSplitter('is_valid'),
                      item_tfms=item_tfms(aug, size, min_scale), batch_tfms=Normalize.from_stats(*imagenet_stats))
 
 def _usable_rows(df, path, unlabeled, bad_images):
@@ -174,7 +184,8 @@ def _usable_rows(df, path, unlabeled, bad_images):
     bad,not_rotated = usable(faults, bad_images)
     if bad:
         whole,df = df,checked_table(df[[str(f) not in bad for f in files]], path, check_links=False, repeats=True)
-        if lost := sorted(set(whole.label)-set(df.label), key=str): raise InputError(f"class {str(lost[0])!r} has no image that can be read: repair some, or leave the class out")
+        if lost := sorted(set(whole.label)-set(df.label), key=str):
+            raise InputError(f"class {str(lost[0])!r} has no image that can be read: repair some, or leave the class out")
     return df,[o for o in unlabeled if str(o) not in not_rotated],faults,not_rotated
 
 def _look_at_some(files, n=8):
@@ -188,14 +199,17 @@ def _check_builder(size, bs, seed, min_scale, kwargs):
     need_numbers(whole=True, bs=bs, **{k:v for k,v in dict(seed=seed, num_workers=kwargs.get('num_workers')).items() if v is not None})
     if (kwargs.get('num_workers') or 0) < 0: raise InputError(f"num_workers={kwargs['num_workers']}: give 0 or more")
     if min_scale is not None: need_numbers(min_scale=min_scale)
-    known = {*signature(DataBlock.dataloaders).parameters, *signature(Datasets.dataloaders).parameters, *signature(TfmdDL).parameters} - {'source','dataset','after_item','before_batch','after_batch'}
+    known = {k for o in (DataBlock.dataloaders, Datasets.dataloaders, TfmdDL) for k in signature(o).parameters}
+    known -= {'source','dataset','after_item','before_batch','after_batch'}
     if unknown := [k for k in kwargs if k not in known]:
-        raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for other transforms or splits change the DataBlock of table_block")
+        raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for "
+                         "other transforms or splits change the DataBlock of table_block")
 
 def _as_decided(df, fixes, path):
     "The corrected table, in which each class still has an image to learn from"
     res = corrected(df, fixes)
-    if lost := sorted(set(df.label[~df.is_valid]) - set(res.label[~res.is_valid]), key=str): raise InputError(f"the corrections leave class {str(lost[0])!r} no training image: keep some of them, or leave the class out of the data")
+    if lost := sorted(set(df.label[~df.is_valid]) - set(res.label[~res.is_valid]), key=str):
+        raise InputError(f"the corrections leave class {str(lost[0])!r} no training image: keep some of them, or leave the class out of the data")
     return checked_table(res, path, check_links=False, repeats=True)
 
 def _to_store(whole, df, path):
@@ -224,7 +238,8 @@ def table_dls(
     _check_builder(size, bs, seed, min_scale, kwargs)
     df,unlabeled = checked_table(df, path, check_links=False, repeats=True),list(unlabeled)
     whole = df
-    if not isinstance(corrections, (str,Path,pd.DataFrame,type(None))): raise InputError(f"corrections={corrections!r}: give a CSV file, or a DataFrame as in the notebook corrections")
+    if not isinstance(corrections, (str,Path,pd.DataFrame,type(None))):
+        raise InputError(f"corrections={corrections!r}: give a CSV file, or a DataFrame as in the notebook corrections")
     if corrections is not None: df = _as_decided(df, corrections if isinstance(corrections, pd.DataFrame) else read_corrections(corrections), path)
     faults,not_rotated,scanned = None,(),[*df.path, *unlabeled] if bad_images else None
     if bad_images: df,unlabeled,faults,not_rotated = _usable_rows(df, Path(path), unlabeled, bad_images)

@@ -42,16 +42,19 @@ def new_record(
         data=dict(folder=Path(os.path.abspath(dls.path)).name, train_images=len(dls.train_ds), valid_images=len(dls.valid_ds),
                   pixels=image_sizes([Path(dls.path)/p for p in dls.table.path]), digest=data_digest(dls, ()),
                   wrong_labels=round(float(known.mean()), 4) if len(known) else None), # of the training images, after corrections, where true labels are known
-        started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit(), image_faults=dls.faults.kind.value_counts().to_dict())
+        started=datetime.now(timezone.utc).isoformat(timespec='seconds'), **device_info(), versions=versions(), commit=git_commit(),
+        image_faults=dls.faults.kind.value_counts().to_dict())
 
 # %% ../nbs/38_experiment.ipynb #2caa4905
 _tables = dict(labels='suggested', predictions='of_label') # that a run leaves, and a column by which each is known
 
 def _need_free_places(out, path, pretrained, weights):
     "`InputError` where a table or weights of the user's stand in the place of what the run leaves"
-    if pretrained and (o := Path(out)/f'model.{weights}').is_file() and o.samefile(pretrained): raise InputError(f"{pretrained} would be replaced by the weights of this run: choose another --out")
+    if pretrained and (o := Path(out)/f'model.{weights}').is_file() and o.samefile(pretrained):
+        raise InputError(f"{pretrained} would be replaced by the weights of this run: choose another --out")
     for f,column in ((Path(out)/f'{k}.csv', v) for k,v in _tables.items()):
-        if f.is_file() and (path and f.samefile(path) or column not in read_table(f)): raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
+        if f.is_file() and (path and f.samefile(path) or column not in read_table(f)):
+            raise InputError(f"{f} is there, and the run would replace it by a list of its own: choose another --out, or move it away")
 
 def _check(config, path, export, weights, out, pretrained, corrections):
     "Mistakes that can be told at once"
@@ -64,13 +67,16 @@ def _check(config, path, export, weights, out, pretrained, corrections):
     if out and config['corrections'] and (kept := Path(out)/'corrections.csv').is_file(): read_corrections(kept) # of another kind it could not be added to
     if out: _need_free_places(out, path if path and Path(path).is_file() else None, pretrained if pretrained != 'published' else None, weights)
     if weights not in (None,'pth','safetensors'): raise InputError(f"export_weights {weights!r} is unknown: choose pth or safetensors")
-    if weights == 'safetensors' and not find_spec('safetensors'): raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
+    if weights == 'safetensors' and not find_spec('safetensors'):
+        raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 
 def _judge_labels(learn, keep):
     "How well the list of suspicious labels finds the wrong ones, where these are known: its average precision goes into the record"
     if learn.label_report.total is None or 'true' not in learn.dls.table: return
     df = learn.label_report.frame()
-    if truly_wrong(df).any(): keep.save(label_order='margin', label_precision=round(average_precision(df), 4), label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
+    if truly_wrong(df).any():
+        keep.save(label_order='margin', label_precision=round(average_precision(df), 4),
+                  label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
 def _as_begun(fname, ckpts):
     "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
@@ -90,7 +96,9 @@ def _leave_results(learn, export, weights, out, corrections=None):
             learn.opt_func,learn.splitter,learn.opt = exportable(learn.opt_func),trainable_params,None # so that loading needs fastai only
             learn.export('export.pkl')
         if weights: write_weights(learn, learn.path/f'model.{weights}')
-    except RuntimeError as e: raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume {quote(str(out))} tries again") from e
+    except RuntimeError as e:
+        raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume "
+                      f"{quote(str(out))} tries again") from e
 
 @contextmanager
 def _ends_well(learn, keep):
@@ -167,9 +175,11 @@ def _train(args, config):
     if args['resume'] and out and is_done(out, {**config, 'path':None}): return clear(out) or read_record(out) # another process was faster
     ckpts = out and claim(out, args, config)
     args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
-    learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'], args['pretrained'])
+    learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'],
+        args['pretrained'])
     keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
-    cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest})] if out else [])
+    what = {**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest}
+    cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config=what)] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
         with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, rates_of(config), cbs=cbs, **warmup_of(config, n_epoch))
     _judge_labels(learn, keep)

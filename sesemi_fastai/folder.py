@@ -47,14 +47,16 @@ def no_trace(
     try: yield
     except Busy: raise # somebody else's folder
     except InputError:
-        if new and {o.name for o in Path(out).glob('*')} <= {'.lock','checkpoints'} and not checkpoint_files(Path(out)/'checkpoints'): shutil.rmtree(out, ignore_errors=True)
+        if new and {o.name for o in Path(out).glob('*')} <= {'.lock','checkpoints'} and not checkpoint_files(Path(out)/'checkpoints'):
+            shutil.rmtree(out, ignore_errors=True)
         raise
 
 # %% ../nbs/35_folder.ipynb #488b0d5d
 not_options = 'out','export','export_weights','bar','resume' # arguments of `train_run` that a record does not keep
 
 def _told_args(args, config):
-    kept = {**args, 'precision':config['precision'], **{k:os.path.abspath(args[k]) for k in ('path','out','store',*file_options) if args.get(k) not in (None,'','auto','published')}}
+    kept = {**args, 'precision':config['precision'],
+            **{k:os.path.abspath(args[k]) for k in ('path','out','store',*file_options) if args.get(k) not in (None,'','auto','published')}}
     if args['unlabeled'] not in (None,*unlabeled_names): kept['unlabeled'] = os.path.abspath(args['unlabeled'])
     return {k:v for k,v in kept.items() if k not in ('resume','bar')}
 
@@ -108,9 +110,11 @@ def need_args(
     out:str|Path # Folder of a run
 ):
     "`InputError` for checkpoints that nothing is known about, and for other things among them: they are not cleared away"
-    if other := _foreign(Path(out)/'checkpoints'): raise InputError(f"{out}/checkpoints holds {other}, which is of another program: move it away, or choose another folder")
+    if other := _foreign(Path(out)/'checkpoints'):
+        raise InputError(f"{out}/checkpoints holds {other}, which is of another program: move it away, or choose another folder")
     if checkpoint_files(Path(out)/'checkpoints') and saved_args(out) is None:
-        raise InputError(f"{out}/checkpoints holds checkpoints whose args.json is missing, broken or of another version: move them away, or choose another folder")
+        raise InputError(f"{out}/checkpoints holds checkpoints whose args.json is missing, broken or of another version: move them away, "
+                         "or choose another folder")
 
 def claim(
     out:str|Path, # Folder of the run
@@ -121,7 +125,8 @@ def claim(
     ckpts,old = Path(out)/'checkpoints',read_record(out)
     if old.get('status') == 'done' and old.get('config') and not _same(config_of(old), config):
         raise InputError(f"{out} holds a finished run with other settings ({_unlike(config_of(old), config)}): choose another --out")
-    if old.get('status') == 'done' and not args['resume']: raise InputError(f"{out} holds this run, finished: choose another --out, or remove {Path(out)/'record.json'} to train it again")
+    if old.get('status') == 'done' and not args['resume']:
+        raise InputError(f"{out} holds this run, finished: choose another --out, or remove {Path(out)/'record.json'} to train it again")
     need_args(out)
     if not args['resume']:
         if checkpoint_files(ckpts) and saved_args(out) and old.get('status') != 'diverged':
@@ -144,7 +149,8 @@ def _is_of(was, config):
     want = resolved(config)
     if not want['path']: want['path'] = was['path']
     if config.get('precision') in (None,'auto'): want['precision'] = was['precision'] # what the machine that trained has chosen
-    want.update({k:was[k] for k in file_options if want[k] and str(was[k]).startswith(f'{want[k]} [')}) # of a file that is not here the name is known, and no digest
+    # of a file that is not here the name is known, and no digest
+    want.update({k:was[k] for k in file_options if want[k] and str(was[k]).startswith(f'{want[k]} [')})
     return _same(was, want)
 
 def was_left(
@@ -160,6 +166,9 @@ def begun(
     "How the unfinished run of `config` in `out` was begun; `InputError` if there are checkpoints of another"
     need_args(out)
     args = saved_args(out)
-    if args is not None and _is_of(resolved(options(args)), config): return {k:args[k] for k in ('path','precision') if not config.get(k) or config[k] == 'auto'}
-    if args is not None and checkpoint_files(Path(out)/'checkpoints'): raise InputError(f"{out} holds an unfinished run with other settings: finish it with sesemi-train --resume {quote(str(out))}, remove it, or choose another folder for this study")
+    if args is not None and _is_of(resolved(options(args)), config):
+        return {k:args[k] for k in ('path','precision') if not config.get(k) or config[k] == 'auto'}
+    if args is not None and checkpoint_files(Path(out)/'checkpoints'):
+        raise InputError(f"{out} holds an unfinished run with other settings: finish it with sesemi-train --resume {quote(str(out))}, "
+                         "remove it, or choose another folder for this study")
     clear(out)

@@ -66,7 +66,9 @@ def item_names(
     "Paths and maybe true labels of the items"
     items = getattr(ds, 'items', None)
     if items is None: return {}
-    names = {k:list(items[k]) for k in ('path','true') if k in items and (k != 'path' or not hasattr(ds, 'tls') or columns_read(ds.tls[0]) in ([],['path']))} if isinstance(items, pd.DataFrame) else {}
+    here = [k for k in ('path','true') if k in items] if isinstance(items, pd.DataFrame) else []
+    if hasattr(ds, 'tls') and columns_read(ds.tls[0]) not in ([],['path']): here = [k for k in here if k != 'path']
+    names = {k:list(items[k]) for k in here}
     if 'true' in names: names['true'] = [o if unknown(o) else class_name(o) for o in names['true']]
     if 'path' not in names and (files := _files(ds, items)) is not None:
         names['path'] = [str(Path(o).relative_to(base) if base and Path(o).is_relative_to(base) else o) for o in files]
@@ -135,7 +137,9 @@ def need_logits(
     cb # Callback or loss that needs it
 ):
     "`InputError` if these are not the logits of one class an image"
-    if not isinstance(pred, Tensor) or pred.ndim != 2: raise InputError(f"the network gives {'a tensor of shape '+str(list(pred.shape)) if isinstance(pred, Tensor) else 'a '+type(pred).__name__}: {type(cb).__name__} needs the logits of one class an image, [B,K]")
+    if not isinstance(pred, Tensor) or pred.ndim != 2:
+        what = f'a tensor of shape {list(pred.shape)}' if isinstance(pred, Tensor) else f'a {type(pred).__name__}'
+        raise InputError(f"the network gives {what}: {type(cb).__name__} needs the logits of one class an image, [B,K]")
 
 def need_one_target(
     yb, # Targets of a batch
@@ -149,11 +153,14 @@ def need_classes(
     cb # Callback that needs them
 ):
     "`InputError` if there is not one class for each image"
-    if not isinstance(y, Tensor): raise InputError(f"labels of type {type(y).__name__}: {type(cb).__name__} needs one class for each image, as numbers of shape [B]")
-    if y.ndim != 1 or y.is_floating_point(): raise InputError(f"labels of shape {tuple(y.shape)} and type {y.dtype}: {type(cb).__name__} needs one class for each image, as numbers of shape [B]")
+    if not isinstance(y, Tensor):
+        raise InputError(f"labels of type {type(y).__name__}: {type(cb).__name__} needs one class for each image, as numbers of shape [B]")
+    if y.ndim != 1 or y.is_floating_point():
+        raise InputError(f"labels of shape {tuple(y.shape)} and type {y.dtype}: {type(cb).__name__} needs one class for each image, as numbers of shape [B]")
 
 def _idx_of(y, cb):
-    if (res := getattr(y, 'idx', None)) is None: raise InputError(f"another callback has changed the labels of the batch: {type(cb).__name__} cannot tell which images they belong to")
+    if (res := getattr(y, 'idx', None)) is None:
+        raise InputError(f"another callback has changed the labels of the batch: {type(cb).__name__} cannot tell which images they belong to")
     return res
 
 class ItemIndex(StaysHome):
@@ -170,14 +177,16 @@ class ItemIndex(StaysHome):
     def _in_phase(self):
         "The order of the loader is noted inside"
         dl = self.learn.dl
-        if not hasattr(dl, 'get_idxs'): raise InputError(f"the training loader does not say which items are in a batch: {type(self).__name__} needs fastai's DataLoader")
+        if not hasattr(dl, 'get_idxs'):
+            raise InputError(f"the training loader does not say which items are in a batch: {type(self).__name__} needs fastai's DataLoader")
         need_a_batch(dl)
         get,self.pass_idxs,self.last_idxs,self.bs = dl.get_idxs,None,[],dl.bs
         def get_idxs(dl):
             self.last_idxs = list(get())
             return self.last_idxs
         # methods, as `dl.new` gives plain functions to its new loader; pickled for a loader process by its name, the first is the loader's own there
-        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(dl, 'do_item', _NotSkipped(dl, dl.do_item, not vars(dl).get('do_item') or hasattr(dl.do_item, 'looks_on'))):
+        do_item = _NotSkipped(dl, dl.do_item, not vars(dl).get('do_item') or hasattr(dl.do_item, 'looks_on'))
+        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(dl, 'do_item', do_item):
             try: yield
             finally: self._forget_mixed()
 

@@ -88,7 +88,8 @@ class LabelReport(ItemIndex):
     ):
         "Go on from `state`"
         if 'weight' not in state:
-            if state['total'] is not None: note("the checkpoint is of an earlier version: the list of suspected labels begins with the epochs that are still to come")
+            if state['total'] is not None:
+                note("the checkpoint is of an earlier version: the list of suspected labels begins with the epochs that are still to come")
             state = dict(total=None, weight=None, epochs=0)
         self.total,self.weight,self.epochs = state['total'],state['weight'],state['epochs']
 
@@ -121,13 +122,15 @@ def suspect_frame(
     seen = np.flatnonzero(~np.isnan(probs).any(1))
     names = {k:[v[i] for i in seen] for k,v in item_names(ds, getattr(dls, 'path', None)).items()}
     s = suspects(probs[seen], given[seen], margin[seen])
-    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested], score=s.score.round(6), margin=margin[seen].round(4)))
+    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested],
+                           score=s.score.round(6), margin=margin[seen].round(4)))
     df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
     return _in_order(df)
 
 def _in_order(df):
     "The most suspicious first; the scores of a network that is very sure are alike, its margins are not"
-    return df.sort_values('margin', kind='stable', ignore_index=True) if 'margin' in df else df.sort_values('score', ascending=False, kind='stable', ignore_index=True)
+    by = dict(by='margin') if 'margin' in df else dict(by='score', ascending=False)
+    return df.sort_values(**by, kind='stable', ignore_index=True)
 
 def read_labels(
     run:str|Path # Folder of a run of `sesemi-train --out`, or its labels.csv
@@ -141,7 +144,8 @@ def read_labels(
     if missing := {'label','suggested','score'}-set(df): raise InputError(f"{f} is not a list of labels: it has no column {sorted(missing)[0]!r}")
     if not len(df): raise InputError(f"{f} is empty")
     if not pd.to_numeric(df.score, errors='coerce').between(0, 1).all(): raise InputError(f"{f} is not a list of labels: scores are numbers from 0 to 1")
-    if (bad := [o for o in df if o.startswith('p:') and not pd.api.types.is_numeric_dtype(df[o])]): raise InputError(f"{f} is not a list of labels: column {bad[0]!r} holds something else than probabilities")
+    if (bad := [o for o in df if o.startswith('p:') and not pd.api.types.is_numeric_dtype(df[o])]):
+        raise InputError(f"{f} is not a list of labels: column {bad[0]!r} holds something else than probabilities")
     return _in_order(df)
 
 def average_precision(
@@ -166,7 +170,8 @@ def truly_wrong(
 def _probs_of(df):
     "Probabilities [N,K] and class numbers of the labels [N] in a list"
     cols = [o for o in df if o.startswith('p:')]
-    if missing := sorted({f'p:{o}' for o in df.label}-set(cols)): raise InputError(f"the list has no column {missing[0]!r} with the probabilities of that class")
+    if missing := sorted({f'p:{o}' for o in df.label}-set(cols)):
+        raise InputError(f"the list has no column {missing[0]!r} with the probabilities of that class")
     return df[cols].to_numpy(float),df.label.map({o.removeprefix('p:'):i for i,o in enumerate(cols)}).to_numpy()
 
 def self_confidence(
@@ -189,8 +194,9 @@ def plot_suspects(
     n:int=24, # Images
     title:str='' # Over the figure
 ): # matplotlib figure
-    "The training images with the most suspicious labels; the suggestion below, and where the true label is known, whether the suspicion is right (blue, with a tick) or not (red, with a cross)"
+    "The training images with the most suspicious labels, the suggestion below; a blue tick or a red cross where the true label is known"
     top = with_paths(df).head(n)
     right = [None if unknown(o) else o != label for o,label in zip(top.true, top.label)] if 'true' in top else [None]*len(top)
     mark,color = {None:'',True:' ✓',False:' ✗'},{None:'black',True:'#0072b2',False:'#d55e00'}
-    return plot_images([Path(path)/o for o in top.path], [f'{o.label}\n{o.suggested}? {100*o.score:.0f}{mark[r]}' for o,r in zip(top.itertuples(), right)], [color[o] for o in right], title)
+    return plot_images([Path(path)/o for o in top.path], [f'{o.label}\n{o.suggested}? {100*o.score:.0f}{mark[r]}' for o,r in zip(top.itertuples(), right)],
+                       [color[o] for o in right], title)

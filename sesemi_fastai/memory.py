@@ -28,7 +28,8 @@ def true_labels(
     numbers = {c:i for i,c in enumerate(class_names(dls))}
     if not numbers: raise InputError("true labels are class names, and the DataLoaders have none: they have no vocab")
     names = [None if unknown(o) else class_name(o) for o in (true.tolist() if hasattr(true, 'tolist') else true)]
-    if (known := [o for o in names if o is not None]) and not numbers.keys() & {*known}: raise InputError(f"true label {known[0]!r} is no class name: the classes are {', '.join(list(numbers)[:5])}")
+    if (known := [o for o in names if o is not None]) and not numbers.keys() & {*known}:
+        raise InputError(f"true label {known[0]!r} is no class name: the classes are {', '.join(list(numbers)[:5])}")
     return torch.tensor([-1 if o is None else numbers.get(o, -2) for o in names])
 
 class Memorisation(ItemIndex, TrainingColumns):
@@ -71,7 +72,8 @@ class Memorisation(ItemIndex, TrainingColumns):
         seen,given,wrong,as_true,as_given = sum_over_ranks(self.counts).tolist()
         if not seen: return self.fill_columns(dict.fromkeys(self.columns, float('nan'))) # rotations alone
         known = self.true_y is not None and wrong > 0
-        row = dict(as_given=given/seen, wrong_as_true=as_true/wrong if known else None, wrong_as_given=as_given/wrong if known else None, changed=self._changed())
+        row = dict(as_given=given/seen, wrong_as_true=as_true/wrong if known else None, wrong_as_given=as_given/wrong if known else None,
+                   changed=self._changed())
         row = {k:row[k] for k in self.columns}
         self.history.append(row)
         self.fill_columns(row)
@@ -104,7 +106,8 @@ class Memorisation(ItemIndex, TrainingColumns):
         outside = ax is None
         if outside: _,ax = plt.subplots(figsize=(6,3.9), layout='constrained')
         df = 100*pd.DataFrame(self.history, index=range(1, len(self.history)+1)).astype(float)
-        names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label', wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
+        names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label',
+                     wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
         colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))
         df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3)
         ax.set(xlabel='epoch', ylabel='share of the images named in the legend, %')

@@ -15,9 +15,11 @@ from .selection import SmallLoss
 
 # %% ../nbs/15_methods.ipynb #71d1d561
 methods = dict(none=lambda: [], gce=lambda: RobustLoss(GCE()), sce=lambda: RobustLoss(SCE()), bootstrap=lambda: RobustLoss(Bootstrap()),
-    bootstrap_hard=lambda: RobustLoss(Bootstrap(.8, hard=True)), elr=lambda: RobustLoss(ELR()), forward=lambda: RobustLoss(ForwardCorrection()), ema=lambda: EMA(), smallloss=lambda: RobustLoss(SmallLoss()),
+    bootstrap_hard=lambda: RobustLoss(Bootstrap(.8, hard=True)), elr=lambda: RobustLoss(ELR()), forward=lambda: RobustLoss(ForwardCorrection()),
+    ema=lambda: EMA(), smallloss=lambda: RobustLoss(SmallLoss()),
     fixmatch=lambda: [RobustLoss(SmallLoss()),FixMatch()], auto=lambda: RobustLoss(ForwardCorrection(lam=3.)))
-method_names = dict(forward='forward correction', bootstrap='bootstrapping', bootstrap_hard='hard bootstrapping', smallloss='small loss', fixmatch='small loss with FixMatch', auto='auto')
+method_names = dict(forward='forward correction', bootstrap='bootstrapping', bootstrap_hard='hard bootstrapping', smallloss='small loss',
+                    fixmatch='small loss with FixMatch', auto='auto')
 rejecting = 'smallloss','fixmatch' # methods that reject labels
 
 def robust_cbs(

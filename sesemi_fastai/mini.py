@@ -169,7 +169,8 @@ def make_mini(
     if is_mini(path) and (path/_stamp).read_text() == stamp: return path
     if path.exists() and not path.is_dir(): raise InputError(f"{path} is a file: choose a folder")
     if path.exists() and not is_mini(path) and any(path.iterdir()): raise InputError(f"{path} is not empty and not a drawn data set: choose another folder")
-    if extra := path.exists() and sorted(o.name for o in path.iterdir() if o.name not in ('train','val',_csv,_stamp)): raise InputError(f"{path} holds another drawn data set, and {extra[0]} besides, which would be lost: choose another folder")
+    if extra := path.exists() and sorted(o.name for o in path.iterdir() if o.name not in ('train','val',_csv,_stamp)):
+        raise InputError(f"{path} holds another drawn data set, and {extra[0]} besides, which would be lost: choose another folder")
     if seed < 0: raise InputError(f"seed={seed}: give a number from 0 on")
     if min(n_train, n_valid) < len(objects): raise InputError(f"at least {len(objects)} images are needed in each split, one of each kind")
     path.parent.mkdir(parents=True, exist_ok=True)

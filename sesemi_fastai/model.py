@@ -88,7 +88,7 @@ def find_features(
 _pooled_dims = {'NCHW': (2,3), 'NHWC': (1,2), 'NLC': (1,)}
 
 def _layout(fmap, x):
-    "The layout of a feature map of images `x`: channels come last where the two dimensions before, and not the last two, are those of the images on a smaller scale"
+    "The layout of a feature map of images `x`: channels come last where the two dimensions before them are those of the images, scaled"
     if fmap.ndim == 3: return 'NLC'
     if fmap.ndim != 4: raise InputError(f"features= must give a feature map with 3 or 4 dimensions, got {list(fmap.shape)}")
     h,w = x.shape[2:]
@@ -111,7 +111,8 @@ def not_reached(
     model:nn.Module # Network whose forward pass went by the split point
 ) -> InputError:
     "What to say when no feature map came"
-    way = "compile the network in place, by model.compile(): one that ran compiled before looks at no hook" if hasattr(model, '_orig_mod') else "pass features= with the name of the module whose output it is"
+    way = ("compile the network in place, by model.compile(): one that ran compiled before looks at no hook" if hasattr(model, '_orig_mod')
+           else "pass features= with the name of the module whose output it is")
     return InputError(f"the forward pass never reached the last feature map: {way}")
 
 class _BodyDone(Exception):
@@ -165,7 +166,9 @@ class TwoBranch:
         "Yields a list that holds rotation logits after one forward pass within: [N,4] of `x`, or those of the batch"
         res = []
         def send(m, args):
-            if x.shape[1:] != args[0].shape[1:]: raise InputError(f"bn='joint' sends both batches in one pass, and unlabeled images of {list(x.shape[1:])} do not fit labelled ones of {list(args[0].shape[1:])}: take bn='separate'")
+            if x.shape[1:] != args[0].shape[1:]:
+                raise InputError(f"bn='joint' sends both batches in one pass, and unlabeled images of {list(x.shape[1:])} do not fit "
+                                 f"labelled ones of {list(args[0].shape[1:])}: take bn='separate'")
             return torch.cat([args[0], x.to(args[0].dtype)]), *args[1:]
         def take(o):
             res.append(self.head(self._map(o if x is None else o[-len(x):])))

@@ -64,7 +64,8 @@ class FusedRAdam(Optimizer):
     def _alike(self, p, pg, state, hyper):
         "What parameters of one call have in common; None where the kernel does not fit"
         step = state.get('step', 0)+1
-        usable = 'grad_avg' in state and p.dtype == torch.float32 and p.device.type in ('cpu','cuda') and not hyper['beta'] and self.decoupled and _one_layout(p, p.grad, state['grad_avg'], state['sqr_avg'])
+        usable = ('grad_avg' in state and p.dtype == torch.float32 and p.device.type in ('cpu','cuda') and not hyper['beta']
+                  and self.decoupled and _one_layout(p, p.grad, state['grad_avg'], state['sqr_avg']))
         if not usable or (r := _rectification(step, hyper['sqr_mom'])) is None: return None
         wd = hyper['wd'] if state.get('do_wd', True) else 0.
         return p.device,step,hyper['lr']*r,wd/r,hyper['mom'],hyper['sqr_mom'],hyper['eps']
@@ -149,7 +150,8 @@ def fit_poly(self:Learner,
 ):
     "Fit with a learning rate that falls as (1-t)^power, step by step"
     lr = self.lr if lr is None else lr
-    if isinstance(lr, (slice,list,tuple)): raise InputError(f"lr={lr}: fit_poly has one rate for all layers; give a number, or use fit_one_cycle or fit_flat_cos")
+    if isinstance(lr, (slice,list,tuple)):
+        raise InputError(f"lr={lr}: fit_poly has one rate for all layers; give a number, or use fit_one_cycle or fit_flat_cos")
     need_numbers(warmup=warmup, warmup_lr=warmup_lr, power=power, lr=lr)
     if not 0 <= warmup < n_epoch: raise InputError(f"warmup={warmup}: the warm-up must be shorter than the {n_epoch} epochs of the fit")
     sched = ParamScheduler({'lr': sched_poly(lr, power, warmup/n_epoch, warmup_lr)})

@@ -33,7 +33,8 @@ def _splits(path):
     named = {o.name:_below(o) for o in sorted(path.iterdir()) if o.is_dir() and _is_valid(o.name) is not None}
     found = {k:v for k,v in named.items() if any(len(o.parts) > 1 for o in v)}
     for side in (False,True):
-        if len(names := [o for o in found if _is_valid(o) is side]) > 1: raise InputError(f"{path} has {' and '.join(names)}: leave one of them there, it cannot be told which images are meant")
+        if len(names := [o for o in found if _is_valid(o) is side]) > 1:
+            raise InputError(f"{path} has {' and '.join(names)}: leave one of them there, it cannot be told which images are meant")
     return found
 
 def _others(path, splits):
@@ -46,17 +47,21 @@ def _check_class_folders(path, files):
     "`InputError` where all folders are named as splits, and some have images but no classes"
     tops = {o.parts[0] for o in files if len(o.parts) > 1}
     bare = sorted({o.parts[0] for o in files if len(o.parts) == 2})
-    if len(tops) > 1 and bare and all(_is_valid(o) is not None or o.lower() in _test for o in tops): raise InputError(f"{path} has {' and '.join(bare)} with images and no classes: each split needs a folder for each class below it, or give a table")
+    if len(tops) > 1 and bare and all(_is_valid(o) is not None or o.lower() in _test for o in tops):
+        raise InputError(f"{path} has {' and '.join(bare)} with images and no classes: each split needs a folder for each class below it, or give a table")
 
 def _check_loose(path, files):
     "`InputError` for images beside class folders"
-    if (loose := [o for o in files if o.parent == Path('.')]) and len(loose) < len(files): raise InputError(f"{path/loose[0]} is in no class folder{f' (nor are {len(loose)-1} more)'*(len(loose) > 1)}: move it into one, or away")
+    if (loose := [o for o in files if o.parent == Path('.')]) and len(loose) < len(files):
+        raise InputError(f"{path/loose[0]} is in no class folder{f' (nor are {len(loose)-1} more)'*(len(loose) > 1)}: move it into one, or away")
 
 def _tell_merged(path, files):
     "A note on class folders of one name"
     places = pd.Series([str(o.parent) for o in files]).drop_duplicates()
     names = places.map(os.path.basename)
-    if (twice := names[names.duplicated()]).size: note(f"{' and '.join(places[names == twice.iloc[0]].head(3))} in {path} are one class, {twice.iloc[0]!r}{f', and so are folders of {twice.nunique()-1} more names'*(twice.nunique() > 1)}")
+    if (twice := names[names.duplicated()]).size:
+        note(f"{' and '.join(places[names == twice.iloc[0]].head(3))} in {path} are one class, "
+             f"{twice.iloc[0]!r}{f', and so are folders of {twice.nunique()-1} more names'*(twice.nunique() > 1)}")
 
 def _class_rows(path, files):
     "Path and label of images in class folders"
@@ -99,8 +104,10 @@ def _as_numbers(labels):
 
 def _check_classes(labels):
     "One class an image, no lists and no measured values"
-    if labels.map(lambda o: isinstance(o, (list,tuple,set,dict,np.ndarray))).any(): raise InputError(f"column {labels.name!r} holds several labels an image: one class an image is what can be trained here")
-    if pd.api.types.is_float_dtype(labels) and (bad := labels[labels.notna() & (labels % 1 != 0)]).size: raise InputError(f"column {labels.name!r} holds numbers such as {bad.iloc[0]:g}: labels are classes, as text or whole numbers")
+    if labels.map(lambda o: isinstance(o, (list,tuple,set,dict,np.ndarray))).any():
+        raise InputError(f"column {labels.name!r} holds several labels an image: one class an image is what can be trained here")
+    if pd.api.types.is_float_dtype(labels) and (bad := labels[labels.notna() & (labels % 1 != 0)]).size:
+        raise InputError(f"column {labels.name!r} holds numbers such as {bad.iloc[0]:g}: labels are classes, as text or whole numbers")
 
 def _alike(names, key):
     "Some of `names` that `key` makes the same, if there are"
@@ -118,14 +125,18 @@ def _as_split(col):
     "Whether each row is for validation"
     text = [str(o).strip().lower() for o in col]
     told = {o: _yes_no.get(o, _is_valid(o)) for o in dict.fromkeys(text)}
-    if bad := [o for o,v in told.items() if v is None]: raise InputError(f"column {col.name!r} holds {bad[0]!r}: it says True or False for each image, 1 or 0, or train or valid; leave out rows that are neither")
+    if bad := [o for o,v in told.items() if v is None]:
+        raise InputError(f"column {col.name!r} holds {bad[0]!r}: it says True or False for each image, 1 or 0, or train or valid; leave "
+                         "out rows that are neither")
     return pd.Series([told[o] for o in text], col.index, dtype=bool)
 
 _maybe_split = {'split','set','subset','partition','fold','dataset','isvalid','is_val','is_validation','is_train','is_test',*_train,*_valid,*_test}
 
 def _tell_no_split(columns):
     "A note where the column of the split may have another name, which one of `columns` looks like"
-    if names := [o for o in columns if str(o).strip().lower() in {'is_valid', *_maybe_split}]: note(f"the table has no column 'is_valid', so validation images are drawn at random; if {str(names[0])!r} names them: valid_col={str(names[0])!r} in Python, or rename it")
+    if names := [o for o in columns if str(o).strip().lower() in {'is_valid', *_maybe_split}]:
+        note(f"the table has no column 'is_valid', so validation images are drawn at random; if {str(names[0])!r} names them: "
+             f"valid_col={str(names[0])!r} in Python, or rename it")
 
 def _one_file(path, names):
     "`InputError` for an image that both splits have, by links"
@@ -144,9 +155,11 @@ def _usable(df, path, **kwargs):
 
 def _check_folder_arguments(source, path, columns):
     "Arguments that belong to a table"
-    if path is not None and Path(path).resolve() != source.resolve(): raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
+    if path is not None and Path(path).resolve() != source.resolve():
+        raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
     for k,v in columns.items():
-        if v != dict(fn_col='path', label_col='label', valid_col='is_valid')[k]: raise InputError(f"{k}={v!r} belongs to a table: in a folder the class folders are the labels")
+        if v != dict(fn_col='path', label_col='label', valid_col='is_valid')[k]:
+            raise InputError(f"{k}={v!r} belongs to a table: in a folder the class folders are the labels")
 
 def own_table(
     source:str|Path|pd.DataFrame, # A folder, a CSV file or a DataFrame
@@ -171,7 +184,8 @@ def own_table(
     source = source.reset_index(drop=True)
     used = [fn_col,label_col,*(o for o in (valid_col,'true') if o in source or o not in ('is_valid','true'))]
     need_columns(source, used, 'the table')
-    if from_file and (twice := [o for o in used if f'{o}.1' in source]): raise InputError(f"the table has column {twice[0]!r} there twice: leave one out") # as pandas reads it
+    # as pandas reads it
+    if from_file and (twice := [o for o in used if f'{o}.1' in source]): raise InputError(f"the table has column {twice[0]!r} there twice: leave one out")
     _check_classes(_as_numbers(source[label_col]) if from_file else source[label_col])
     df = pd.DataFrame(dict(path=source[fn_col], label=label_text(source[label_col])))
     _check_names(df.label)
@@ -186,12 +200,14 @@ def own_table(
 def _unlabeled_files(unlabeled):
     "The files of `unlabeled`, each of which is there"
     if unlabeled is None: return []
-    if isinstance(unlabeled, pd.DataFrame) or not (isinstance(unlabeled, (str,Path)) or is_iter(unlabeled)): raise InputError("unlabeled= takes a folder or a list of files: of a table give the column with the files, with the folder before it")
+    if isinstance(unlabeled, pd.DataFrame) or not (isinstance(unlabeled, (str,Path)) or is_iter(unlabeled)):
+        raise InputError("unlabeled= takes a folder or a list of files: of a table give the column with the files, with the folder before it")
     if isinstance(unlabeled, (str,Path)):
         if not (files := image_files(unlabeled)): raise InputError(f"no images below {unlabeled}: unlabeled= takes a folder with image files")
         return files
     files = list(unlabeled)
-    if bad := [o for o in files if not isinstance(o, (str,Path))]: raise InputError(f"unlabeled= holds a {type(bad[0]).__name__}: give a folder or a list of files")
+    if bad := [o for o in files if not isinstance(o, (str,Path))]:
+        raise InputError(f"unlabeled= holds a {type(bad[0]).__name__}: give a folder or a list of files")
     if gone := [o for o in files if not os.path.isfile(o)]: raise InputError(f"{gone[0]}, of unlabeled=, is not there")
     return [Path(o) for o in files]
 
@@ -211,5 +227,6 @@ def own_dls(
     df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed)
     files = _unlabeled_files(unlabeled)
     real = {*real_paths(files)}
-    if n := sum(o in real for o in real_paths(path/o for o in df.path[df.is_valid])) if real else 0: note(f"{n} of the unlabeled images are validation images: the rotation task sees them (transductive)")
+    if n := sum(o in real for o in real_paths(path/o for o in df.path[df.is_valid])) if real else 0:
+        note(f"{n} of the unlabeled images are validation images: the rotation task sees them (transductive)")
     return table_dls(df, path, size, unlabeled=files, **kwargs)

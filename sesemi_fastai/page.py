@@ -20,7 +20,8 @@ from .table import conditions,length_name,method_name,noise_name,of_length,other
 # %% ../nbs/45_page.ipynb #85bfa259
 _style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}figure{margin:1rem 0}img{max-width:100%;height:auto}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap;vertical-align:bottom}
 th{white-space:normal}
 .text{text-align:left}td.text{white-space:normal;min-width:6rem}.note,figcaption{color:#555;font-size:.9rem}'''
 
@@ -51,13 +52,15 @@ def _curves(name, fig):
 def _published(records):
     "What others have published for these data"
     pub = published_beside(records)
-    return [H2('Published by others'), _html(pub), P('Other networks, sizes and machines; SESEMI counts an epoch over its unlabeled images.', cls='note')] if len(pub) else []
+    return [H2('Published by others'), _html(pub),
+            P('Other networks, sizes and machines; SESEMI counts an epoch over its unlabeled images.', cls='note')] if len(pub) else []
 
 def _images_of(df, folder, path, run):
     "Pictures of a run that show images of the data"
     res = {f'Validation labels found least likely: {run}': plot_worst(df, path)}
     if (Path(folder)/'labels.csv').is_file():
-        res[f'Training labels that look most wrong, the suggestion below with its score; where the true label is known, blue with a tick if the suspicion is right, red with a cross if not: {run}'] = plot_suspects(read_labels(folder), path)
+        res['Training labels that look most wrong, the suggestion below with its score; where the true label is known, blue with a tick '
+            f'if the suspicion is right, red with a cross if not: {run}'] = plot_suspects(read_labels(folder), path)
     return res
 
 def run_pictures(
@@ -69,15 +72,19 @@ def run_pictures(
     records,folders = list(records),[Path(o) for o in folders]
     pictures,tables = {},{}
     for (kind,seed),folder,o in zip(_run_names(records), folders, records):
-        if kind not in tables and (folder/'predictions.csv').is_file(): tables[kind] = read_predictions(folder/'predictions.csv'),folder,f'{kind}, seed {seed}',o['data']['folder']
+        if kind not in tables and (folder/'predictions.csv').is_file():
+            tables[kind] = read_predictions(folder/'predictions.csv'),folder,f'{kind}, seed {seed}',o['data']['folder']
     for df,_,run,_ in tables.values(): pictures[f'Which class was taken for which, validation images after the last epoch: {run}'] = plot_confusion(df)
     if not path or not tables: return pictures
     base = Path(path).parent if Path(path).is_file() else Path(path)
     there = [o for o in tables.values() if _lies_below(o[0], base)]
     names = {os.path.basename(os.path.abspath(base)),base.resolve().name}
-    here = [o for o in there if o[3] in names] or there or list(tables.values()) # other data may have files of the same names; if nothing is there, the first image that is missing is named
+    # other data may have files of the same names; if nothing is there, the first image that is missing is named
+    here = [o for o in there if o[3] in names] or there or list(tables.values())
     for df,folder,run,_ in here: pictures.update(_images_of(df, folder, base, run))
-    if left := len(tables)-len(here): warnings.warn(f"{left} of {len(tables)} kinds of runs are of other data than those in {base}, or of data in a folder of another name: the page shows none of their images", stacklevel=2)
+    if left := len(tables)-len(here):
+        warnings.warn(f"{left} of {len(tables)} kinds of runs are of other data than those in {base}, or of data in a folder of another "
+                      "name: the page shows none of their images", stacklevel=2)
     return pictures
 
 def _lies_below(df, base): return df.path.notna().any() and (base/df.path.dropna().iloc[0]).exists()
@@ -98,7 +105,8 @@ def write_report(
     "One self-contained HTML page with table, curves and pictures"
     records = list(records)
     colours = curve_colours(records)
-    figs = {f'{k}: accuracy on the validation images after each epoch, and what the training passes say':plot_curves(v, k, colours) for k,v in curve_sets(records).items()}
+    figs = {f'{k}: accuracy on the validation images after each epoch, and what the training passes say':plot_curves(v, k, colours)
+            for k,v in curve_sets(records).items()}
     shown = [_curves(k, fig) for k,fig in figs.items()] + [Figure(Img(src=photo_src(fig), alt=k), Figcaption(k)) for k,fig in (pictures or {}).items()]
     page = Html(Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title), Style(_style)),
                 Body(H1(title), H2('Accuracy on the validation images'), _html(result_table(records, against=True)),

@@ -52,18 +52,19 @@ def around_next_phase(
 
 # %% ../nbs/07_phase.ipynb #f32e582f
 def _fires(frame):
-    "Which of fit and `tta` a stack frame is that fires the events of a fit; not `fit` itself, which loggers of experiments wrap; by name, as subclasses have methods of their own"
+    "Which of fit and `tta` this stack frame fires events of; by name, as subclasses have methods of their own and loggers wrap `fit`"
     if frame.f_code.co_name == '_with_events' and 'event_type' in (there := frame.f_locals) and there['event_type'] == 'fit': return 'fit'
     if frame.f_code.co_name == 'tta': return 'tta'
 
 def _of_a_fit(learn, cb):
-    "Whether a fit has fired the event, and not `tta`, which fires those of a fit as well and takes no lock; `InputError` if it is the fit of another Learner, which `cb` had been given to before"
+    "Whether a fit has fired the event, and not `tta`, which takes no lock; `InputError` if the fit is that of another Learner with the same `cb`"
     frame = sys._getframe()
     while frame:
         if fires := _fires(frame):
             of = frame.f_locals.get('self')
             if of is learn: return fires == 'fit'
-            if fires == 'fit' and any(o is cb for o in of.cbs): raise InputError(f"this {type(cb).__name__} belongs to another Learner by now: each needs a callback of its own, or a copy.copy of it")
+            if fires == 'fit' and any(o is cb for o in of.cbs):
+                raise InputError(f"this {type(cb).__name__} belongs to another Learner by now: each needs a callback of its own, or a copy.copy of it")
         frame = frame.f_back
     return False
 

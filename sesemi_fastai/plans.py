@@ -207,7 +207,8 @@ def planned_batch(
     ims:list # Lazy images, or `Planned`, that shall have one size
 ) -> TensorImage: # [B,3,H,W] as uint8
     "The pixels of a batch of lazy images"
-    if len(sizes := {o.size for o in ims}) > 1: raise InputError(f"images of {len(sizes)} sizes do not make a batch: add a crop or a resize to one size to the item transforms")
+    if len(sizes := {o.size for o in ims}) > 1:
+        raise InputError(f"images of {len(sizes)} sizes do not make a batch: add a crop or a resize to one size to the item transforms")
     store = ims[0].store
     there = store.device_pixels is not None and all(o.store is store for o in ims) and get_worker_info() is None # a worker process has no GPU
     if not there: return TensorImage(_on_cpu(ims))
@@ -264,14 +265,17 @@ def _plan_crop_pad(t, plan, used, valid):
 
 def _plan_flip(t, plan, used, valid): return plan.mirror() if (t.p == 1. or random.random() < t.p) and used else plan
 
-planners = {RandomResizedCrop:_plan_random_resized_crop, Resize:_plan_resize, RandomCrop:_plan_random_crop, CropPad:_plan_crop_pad, FlipItem:_plan_flip} # transform to what it makes of a plan, drawing its numbers; None if it needs an image
+# transform to what it makes of a plan, drawing its numbers; None if it needs an image
+planners = {RandomResizedCrop:_plan_random_resized_crop, Resize:_plan_resize, RandomCrop:_plan_random_crop, CropPad:_plan_crop_pad, FlipItem:_plan_flip}
 
 def planner(
     fs, # Item transforms
     split_idx:int # 0 for training, others for validation and testing
 ) -> Callable|None: # Function of an image's width and height that returns its `Plan`
     "What the transforms do to an image, drawing the same numbers; None if one of them is not known, or changed by its user, or needs an image"
-    def known(t): return type(t) in planners and 'before_call' not in vars(t) and isinstance(getattr(t, 'size', ()), tuple) and (type(t) is FlipItem or getattr(t, 'p', 1) == 1)
+    def known(t):
+        if type(t) not in planners or 'before_call' in vars(t): return False
+        return isinstance(getattr(t, 'size', ()), tuple) and (type(t) is FlipItem or getattr(t, 'p', 1) == 1)
     if not all(map(known, fs)): return None
     steps = [(planners[type(t)],t,t.split_idx in (None,split_idx)) for t in fs]
     def plan_for(w, h):

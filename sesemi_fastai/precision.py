@@ -101,7 +101,8 @@ def meets_one_pixel(
 
 # %% ../nbs/20_precision.ipynb #de91d9e7
 _of_malloc = dict(trim_threshold=-1, mmap_threshold=-3, mmap_max=-4) # numbers of glibc's malloc.h
-_kept,_given_back = dict(trim_threshold=-1, mmap_max=0),dict(trim_threshold=64<<20, mmap_threshold=32<<20, mmap_max=65536) # the latter are the largest that glibc comes to by itself
+# the latter are the largest that glibc comes to by itself
+_kept,_given_back = dict(trim_threshold=-1, mmap_max=0),dict(trim_threshold=64<<20, mmap_threshold=32<<20, mmap_max=65536)
 
 def keep_memory(
     on:bool=True # False gives it back, now and from now on
@@ -122,7 +123,8 @@ def to_precision(self:Learner,
     device = torch.device(getattr(self.dls, 'device', None) or 'cpu') # PyTorch's own loaders have none
     chosen = chosen_precision(precision, device)
     if device.type == 'cpu' and not any(getattr(getattr(o, 'fake_l', o), 'num_workers', 0) for o in self.dls.loaders): keep_memory()
-    if chosen == 'bf16' and device.type == 'cpu' and not _cpu_has_bf16(): warnings.warn("this CPU has no bf16 instructions and trains slower in bf16 than in fp32: precision auto takes what is fast", stacklevel=2)
+    if chosen == 'bf16' and device.type == 'cpu' and not _cpu_has_bf16():
+        warnings.warn("this CPU has no bf16 instructions and trains slower in bf16 than in fp32: precision auto takes what is fast", stacklevel=2)
     self.remove_cbs([MixedPrecision,ChannelsLast])
     if chosen == 'fp32': return self
     if not any(o.ndim > 4 for o in self.model.parameters()): self.add_cb(ChannelsLast())

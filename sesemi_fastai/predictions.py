@@ -31,7 +31,8 @@ class Predictions(StaysHome):
     def before_fit(self):
         if self.passive: return
         dl = plain_dl(self.dls.valid)
-        if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler): raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
+        if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler):
+            raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
         self.of = self.dls
 
     def before_validate(self):
@@ -77,8 +78,10 @@ def read_predictions(
     "The predictions of a finished run; `InputError` for another file"
     try: df = pd.read_csv(fname, dtype=dict(path=str, label=str, predicted=str), keep_default_na=False, na_values=dict(path=['']))
     except ValueError as e: raise InputError(f"{fname} is not a table of predictions: {one_line(e)}") from None
-    if missing := [o for o in ('path','label','predicted','probability','of_label') if o not in df]: raise InputError(f"{fname} is not a table of predictions: it has no column {missing[0]!r}")
-    if not len(df) or not all(pd.api.types.is_numeric_dtype(df[o]) for o in ('probability','of_label')): raise InputError(f"{fname} is not a table of predictions: it holds no probabilities")
+    if missing := [o for o in ('path','label','predicted','probability','of_label') if o not in df]:
+        raise InputError(f"{fname} is not a table of predictions: it has no column {missing[0]!r}")
+    if not len(df) or not all(pd.api.types.is_numeric_dtype(df[o]) for o in ('probability','of_label')):
+        raise InputError(f"{fname} is not a table of predictions: it holds no probabilities")
     return df
 
 def plot_confusion(
@@ -88,11 +91,14 @@ def plot_confusion(
 ): # matplotlib figure
     "How many images of each class (rows) were taken for which (columns)"
     classes,wrong = sorted({*df.label,*df.predicted}),df[df.label != df.predicted]
-    if len(classes) > most: classes = sorted([*pd.concat([wrong.label, wrong.predicted]).value_counts().index, *(o for o in classes if o not in {*wrong.label,*wrong.predicted})][:most])
+    if len(classes) > most:
+        others = [o for o in classes if o not in {*wrong.label,*wrong.predicted}]
+        classes = sorted([*pd.concat([wrong.label, wrong.predicted]).value_counts().index, *others][:most])
     n = len(classes)
     fig,ax = plt.subplots(figsize=(2+.4*n,1.8+.38*n), layout='constrained')
     shown = df[df.label.isin(classes) & df.predicted.isin(classes)]
-    ConfusionMatrixDisplay.from_predictions(shown.label, shown.predicted, labels=classes, xticks_rotation='vertical', cmap='Blues', colorbar=False, ax=ax, text_kw=dict(fontsize=8))
+    ConfusionMatrixDisplay.from_predictions(shown.label, shown.predicted, labels=classes, xticks_rotation='vertical', cmap='Blues',
+        colorbar=False, ax=ax, text_kw=dict(fontsize=8))
     for o in [*ax.get_xticklabels(),*ax.get_yticklabels()]: o.set_parse_math(False)
     ax.set(title=title, xlabel='predicted', ylabel='label' if len(shown) == len(df) else f'label, the {n} classes with the most mistakes')
     return fig
@@ -133,4 +139,5 @@ def plot_worst(
 ): # matplotlib figure
     "The validation images whose label the network found least likely"
     worst = with_paths(df).sort_values('of_label').head(n)
-    return plot_images([Path(path)/o for o in worst.path], [f'{o.label}\ntaken for {o.predicted}, {100*o.probability:.0f}%' for o in worst.itertuples()], title=title)
+    return plot_images([Path(path)/o for o in worst.path], [f'{o.label}\ntaken for {o.predicted}, {100*o.probability:.0f}%' for o in worst.itertuples()],
+                       title=title)

@@ -62,7 +62,8 @@ class FixMatch(StaysHome):
         if self.passive: return
         chosen_labels(self.learn)
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"FixMatch augments one image, and the network takes {self.dls.n_inp} inputs: leave it out")
-        self.norm,self.n_images,self.seen_pixels = first(o for o in getattr(getattr(self.dls.train, 'after_batch', None), 'fs', []) if isinstance(o, Normalize)),0,False
+        tfms = getattr(getattr(self.dls.train, 'after_batch', None), 'fs', [])
+        self.norm,self.n_images,self.seen_pixels = first(o for o in tfms if isinstance(o, Normalize)),0,False
 
     def after_loss(self):
         if not self.training or self.passive or self.only_rotations: return
@@ -81,7 +82,9 @@ class FixMatch(StaysHome):
         "Images that fastai's `Normalize` has not normalised have to be pixels from 0 to 1, looked at once"
         if self.norm is not None or self.seen_pixels: return
         low,high = torch.stack(self.xb[0].as_subclass(Tensor).float().aminmax()).tolist()
-        if low < -.01 or high > 1.01: raise InputError(f"FixMatch augments pixels from 0 to 1, and these reach from {low:.2g} to {high:.2g}: normalise with fastai's Normalize among batch_tfms, so that it can be undone")
+        if low < -.01 or high > 1.01:
+            raise InputError(f"FixMatch augments pixels from 0 to 1, and these reach from {low:.2g} to {high:.2g}: normalise with fastai's "
+                             "Normalize among batch_tfms, so that it can be undone")
         self.seen_pixels = True
 
     def _sure(self):

@@ -17,8 +17,9 @@ from .precision import chosen_precision
 
 # %% ../nbs/33_recipe.ipynb #4074c0f4
 _all_options = dict(dataset='nette', path=None, noise=None, split_seed=0, size=128, aug='fastai', bad_images='stop',
-    arch='xresnet50', pretrained=None, dropout=0., opt='ranger', lr=None, lr_mult=None, sched='one_cycle', warmup=0., warmup_lr=0., epochs=5, epoch_unit='labelled', max_steps=None, bs=64,
-    smoothing=0., mixup=0., robust='none', unlabeled='train', unlabeled_bs=None, weight=1., weight_end=None, rampup=0., rot_only=0., turns='all', rot_size=None, every=1,
+    arch='xresnet50', pretrained=None, dropout=0., opt='ranger', lr=None, lr_mult=None, sched='one_cycle', warmup=0., warmup_lr=0.,
+    epochs=5, epoch_unit='labelled', max_steps=None, bs=64, smoothing=0., mixup=0., robust='none',
+    unlabeled='train', unlabeled_bs=None, weight=1., weight_end=None, rampup=0., rot_only=0., turns='all', rot_size=None, every=1,
     turned=.5, bn='separate', features=None, seed=0, workers=None, store=None, store_size=None, corrections=None, precision='auto')
 
 not_the_method = 'path','seed','workers','store' # options that say where and how a run is done, and which of several equal ones it is

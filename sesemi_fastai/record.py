@@ -80,13 +80,15 @@ class Record(StaysHome):
 
     def state_dict(self) -> dict:
         "What the record of a run that goes on needs"
-        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.monotonic()-self.began, history=self.history, share=self.share, started=self.record['started'], resumed=self.record.get('resumed', 0))
+        return dict(labelled=self.labelled, train_seconds=self.train_seconds, seconds=time.monotonic()-self.began, history=self.history,
+                    share=self.share, started=self.record['started'], resumed=self.record.get('resumed', 0))
 
     def load_state_dict(self,
         state:dict # From `state_dict`
     ):
         "Go on counting from `state`"
-        self.labelled,self.train_seconds,self.began,self.history = state['labelled'],state['train_seconds'],time.monotonic()-state['seconds'],list(state['history'])
+        self.labelled,self.train_seconds,self.history = state['labelled'],state['train_seconds'],list(state['history'])
+        self.began = time.monotonic()-state['seconds']
         self.share = state.get('share', 1.)
         self.record.update(started=state['started'], resumed=state['resumed']+1)
 
@@ -109,7 +111,9 @@ class Record(StaysHome):
         "One line when training begins"
         self.opened = True
         done = f', {len(self.history)} of them done before' if self.history else ''
-        if not rank_distrib(): print(f"training on {len(self.dls.train_ds)} images of {self.dls.c} classes, {len(self.dls.valid_ds)} for validation, {self.n_epoch} epochs of {len(self.dls.train)} steps{done}", flush=True)
+        if not rank_distrib():
+            print(f"training on {len(self.dls.train_ds)} images of {self.dls.c} classes, {len(self.dls.valid_ds)} for validation, "
+                  f"{self.n_epoch} epochs of {len(self.dls.train)} steps{done}", flush=True)
 
     def say_step(self):
         "One line a minute in a long epoch"
@@ -139,7 +143,8 @@ class Record(StaysHome):
     def write(self, status):
         "Bring the record up to date"
         accs,counts = [o['accuracy'] or 0. for o in self.history],self._so_far()
-        self.record.update(status=status, accuracy=accs[-1] if accs else None, best_accuracy=max(accs, default=None), **counts, seconds=round(time.monotonic()-self.began, 2),
+        self.record.update(status=status, accuracy=accs[-1] if accs else None, best_accuracy=max(accs, default=None), **counts,
+                           seconds=round(time.monotonic()-self.began, 2),
             images_per_second=round(counts['images']/self.train_seconds, 1) if self.train_seconds else None, history=self.history)
         self.save()
 
@@ -189,7 +194,8 @@ def find_records(
             if o['status'] != 'done': continue
             _check_record(o)
         except InputError as e: raise InputError(f"{f}: {e}") from None
-        except (ValueError,KeyError,TypeError,IndexError,AttributeError) as e: raise InputError(f"{f} is not a record of a run, or a broken one: remove it or choose another folder") from None
+        except (ValueError,KeyError,TypeError,IndexError,AttributeError) as e:
+            raise InputError(f"{f} is not a record of a run, or a broken one: remove it or choose another folder") from None
         found[f.parent] = o
     if not found: raise InputError(f"there is no finished record below {out}")
     return found

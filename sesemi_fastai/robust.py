@@ -41,8 +41,11 @@ class TrainingLoss:
         return res.mean() if reduction == 'mean' else res.sum() if reduction == 'sum' else res
     def _check(self, pred, targ):
         "`InputError` for labels that are not one class for each image; whether there is such a class is looked at on a CPU only, as a GPU would have to wait"
-        if targ.ndim != 1 or targ.is_floating_point() or len(targ) != len(pred): raise InputError(f"labels of shape {list(targ.shape)} and type {targ.dtype}: {type(self).__name__} needs the number of one class for each of {len(pred)} images")
-        if targ.device.type == 'cpu' and len(targ) and not (0 <= targ.min() and targ.max() < pred.shape[1]): raise InputError(f"labels from {targ.min():d} to {targ.max():d}, and a network of {pred.shape[1]} classes: it needs n_out=dls.c")
+        if targ.ndim != 1 or targ.is_floating_point() or len(targ) != len(pred):
+            raise InputError(f"labels of shape {list(targ.shape)} and type {targ.dtype}: {type(self).__name__} needs the number of one "
+                             f"class for each of {len(pred)} images")
+        if targ.device.type == 'cpu' and len(targ) and not (0 <= targ.min() and targ.max() < pred.shape[1]):
+            raise InputError(f"labels from {targ.min():d} to {targ.max():d}, and a network of {pred.shape[1]} classes: it needs n_out=dls.c")
     def activation(self, pred): return pred.softmax(-1)
     def decodes(self, pred): return pred.argmax(-1)
     @property
@@ -50,9 +53,12 @@ class TrainingLoss:
     def _images(self, targ):
         "Which images the labels belong to; None where that is not known, and where only rotations are learned"
         if not self.labels_count: return
-        if not self.ready: raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
+        if not self.ready:
+            raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as "
+                             f"cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
         return getattr(targ, 'idx', None)
-    def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in signature(type(self).__init__).parameters if k != 'self')})"
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in signature(type(self).__init__).parameters if k != 'self')})"
 
 def _checked(
     beta, # Share from 0 to below 1
@@ -85,7 +91,8 @@ class SCE(TrainingLoss):
         log_zero:float=-9.210340371976184 # What stands for log 0: log 1e-4
     ):
         need_numbers(alpha=alpha, beta=beta, log_zero=log_zero)
-        if not (alpha >= 0 and beta >= 0 and log_zero <= 0): raise InputError(f"alpha={alpha}, beta={beta}, log_zero={log_zero}: give factors that are not negative, and a logarithm of a number up to 1")
+        if not (alpha >= 0 and beta >= 0 and log_zero <= 0):
+            raise InputError(f"alpha={alpha}, beta={beta}, log_zero={log_zero}: give factors that are not negative, and a logarithm of a number up to 1")
         super().__init__()
         self.alpha,self.beta,self.log_zero = float(alpha),float(beta),float(log_zero)
     def per_image(self, pred, targ):
@@ -211,7 +218,9 @@ class ForwardCorrection(TemporalTargets):
         usual = _pretrained if pretrained and _is_auto(self.takeover) else _from_scratch
         takeover,doubt = (_two_passes(k, usual[k] if _is_auto(v) else v) for k,v in dict(takeover=self.takeover, doubt=self.doubt).items())
         if takeover is None: raise InputError("takeover=None: give two numbers of passes, or auto; lam=0 is without early-learning regularisation")
-        if self.lam and doubt is not None and doubt[0] < takeover[0]: raise InputError(f"doubt={self.doubt}, {doubt[0]:g} to {doubt[1]:g}: give passes from {takeover[0]:g} on, where early-learning regularisation begins")
+        if self.lam and doubt is not None and doubt[0] < takeover[0]:
+            raise InputError(f"doubt={self.doubt}, {doubt[0]:g} to {doubt[1]:g}: give passes from {takeover[0]:g} on, where early-learning "
+                             "regularisation begins")
         return takeover,doubt
 
     def begin(self,
@@ -219,7 +228,7 @@ class ForwardCorrection(TemporalTargets):
         device, # Where the targets live
         done:float=0. # Share of the fit that is done
     ):
-        "Set the rate or the matrix of wrong labels for an epoch over `n` images, how far early-learning regularisation has taken over, and how far labels are doubted"
+        "Set rate or matrix of wrong labels for an epoch over `n` images, how far regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
         passes = round(self.passes)
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._passes(self.pretrained))
@@ -251,7 +260,7 @@ class ForwardCorrection(TemporalTargets):
 
     @property
     def wrong_labels(self) -> float:
-        "Estimated share of wrong labels: of the surest targets, those that are another class than the label, of each class for itself where labels follow it; nan before any training"
+        "Estimated share of wrong labels: of the surest targets, in each class where labels follow it, those unlike their label; nan at first"
         return self._estimate()[0]
 
     def per_image(self, pred, targ):
@@ -281,7 +290,8 @@ def _extras(loss):
     "What a loss has besides its formula"
     loss = getattr(loss, 'func', None) if isinstance(loss, BaseLoss) else loss
     def of(*names): return [v for k in names if (v := getattr(loss, k, getattr(loss, 'keywords', {}).get(k))) is not None]
-    return (['class weights']*bool(of('weight')) + ['label smoothing']*any(o > 0 for o in of('eps','label_smoothing')) + ['focal gamma']*any(o > 0 for o in of('gamma'))
+    return (['class weights']*bool(of('weight')) + ['label smoothing']*any(o > 0 for o in of('eps','label_smoothing'))
+            + ['focal gamma']*any(o > 0 for o in of('gamma'))
         + ['ignore_index']*any(o != -100 for o in of('ignore_index')) + ['sum over the batch']*('sum' in of('reduction')))
 
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
@@ -293,7 +303,8 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def __init__(self,
         loss # One of the losses above, or any function of logits and labels
     ):
-        if not callable(loss) or isinstance(loss, Callback): raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
+        if not callable(loss) or isinstance(loss, Callback):
+            raise InputError(f"RobustLoss takes a loss such as ELR(), not {loss!r}: robust_cbs has methods by name")
         self.loss_func_of_training,self.own = loss() if isinstance(loss, type) else loss,None
 
     def __call__(self, event_name, *labels):
@@ -307,20 +318,25 @@ class RobustLoss(ItemIndex, TrainingColumns):
         "What is remembered of other images is of no use"
         self.hide_columns()
         if self.passive: return
-        if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1: raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
+        if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1:
+            raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
         need_a_batch(self.dls.train)
         self._tell_what_is_lost()
         if isinstance(self.loss_func_of_training, ForwardCorrection): self.loss_func_of_training.pretrained = getattr(self.learn, 'pretrained', False) is True
-        if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs): raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
+        if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs):
+            raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
         now = self.dls,get_model(self.learn.model)
-        if self.of and not same_images(self.of, now) and self._memory() is not None: setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
+        if self.of and not same_images(self.of, now) and self._memory() is not None:
+            setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = now
         self.show_columns()
 
     def _tell_what_is_lost(self):
         "Settings of the Learner's own loss that training does without"
         loss,own = self.loss_func_of_training,self.learn.loss_func
-        if lost := [k for k in _extras(own) if k not in _extras(loss)]: note(f"training with {type(loss).__name__} does without the {' and '.join(lost)} of the Learner's loss{': weighted_dataloaders of the DataBlock shows rare classes more often instead'*('class weights' in lost)}")
+        if lost := [k for k in _extras(own) if k not in _extras(loss)]:
+            note(f"training with {type(loss).__name__} does without the {' and '.join(lost)} of the Learner's "
+                 f"loss{': weighted_dataloaders of the DataBlock shows rare classes more often instead'*('class weights' in lost)}")
 
     @property
     def of(self):
@@ -367,13 +383,15 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def after_batch(self):
         "Count the passes over the images"
         loss = self.loss_func_of_training
-        if self.own is not None and self.training and hasattr(loss, 'passes') and not self.only_rotations: loss.passes += max(1, num_distrib())*len(self.yb[0])/len(self.dls.train_ds)
+        if self.own is not None and self.training and hasattr(loss, 'passes') and not self.only_rotations:
+            loss.passes += max(1, num_distrib())*len(self.yb[0])/len(self.dls.train_ds)
 
     def before_validate(self):
         "An evaluation in the middle of an epoch has the Learner's own loss"
         if self.own is None: return
         self.of_batches,self.learn.loss_func,self.unreduced = self.learn.loss_func,self.own,ExitStack()
-        if _reduction(self.of_batches) == 'none': self.unreduced.enter_context(self.learn.loss_not_reduced()) # as `get_preds(with_loss=True)` asked of the other loss
+        # as `get_preds(with_loss=True)` asked of the other loss
+        if _reduction(self.of_batches) == 'none': self.unreduced.enter_context(self.learn.loss_not_reduced())
 
     def after_validate(self):
         if self.own is None: return

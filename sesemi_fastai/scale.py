@@ -37,7 +37,8 @@ def _table(folder, n):
     "A table of `n` rows over the files of a folder, the last of which is for validation"
     files = np.array(sorted(o.name for o in Path(folder).glob('*.jpg')))
     i,valid = np.arange(n),np.arange(n) % 100 == 99
-    return pd.DataFrame(dict(path=np.where(valid, files[-1], files[i % (len(files)-1)]), label=np.array(['a','b'])[np.where(valid, i//100, i) % 2], is_valid=valid))
+    return pd.DataFrame(dict(path=np.where(valid, files[-1], files[i % (len(files)-1)]), label=np.array(['a','b'])[np.where(valid, i//100, i) % 2],
+                             is_valid=valid))
 
 def _peak_memory(): # MB
     "Of this process; Linux's `ru_maxrss` may be that of the process that started it"
@@ -58,7 +59,8 @@ def cost_point(
     if threads: torch.set_num_threads(threads)
     began = time.perf_counter()
     dls = table_dls(_table(folder, images), folder, size, 4*bs, aug='sesemi', store=Path(folder)/'store', num_workers=workers)
-    learn = Learner(dls, make_model(arch, 2), loss_func=CrossEntropyLossFlat(), cbs=SESEMI(bs=bs), opt_func=lambda p,**kw: OptimWrapper(p, torch.optim.SGD, **kw)).to_precision()
+    def sgd(params, **kwargs): return OptimWrapper(params, torch.optim.SGD, **kwargs)
+    learn = Learner(dls, make_model(arch, 2), loss_func=CrossEntropyLossFlat(), cbs=SESEMI(bs=bs), opt_func=sgd).to_precision()
     steps = LearnerSteps(learn)
     once = steps.run(1)
     set_up = time.perf_counter()-began
@@ -102,11 +104,13 @@ def scale_record(
     with tempfile.TemporaryDirectory() as folder:
         draw_files(folder)
         points = [_measured(folder, o, kwargs) for o in progress(cost_points(axes), 'measuring')]
-    return dict(kind='scale', settings=dict(arch='resnet18') | kwargs, best=best_precision(default_device()), points=[{k:round(v, 7) if isinstance(v, float) else v for k,v in o.items()} for o in points],
+    return dict(kind='scale', settings=dict(arch='resnet18') | kwargs, best=best_precision(default_device()),
+                points=[{k:round(v, 7) if isinstance(v, float) else v for k,v in o.items()} for o in points],
                 **device_info(), versions=versions(), commit=git_commit())
 
 # %% ../nbs/42_scale.ipynb #22782c54
-_labels = dict(size='image size, pixels', bs='unlabeled images in a step', images='images in the table', workers='loader workers', processes='processes, side by side')
+_labels = dict(size='image size, pixels', bs='unlabeled images in a step', images='images in the table', workers='loader workers',
+               processes='processes, side by side')
 
 def along(
     record:dict, # From `scale_record`
@@ -134,5 +138,6 @@ def plot_scale(
         for ax,cols in ((top,['step','input']),(low,['memory'])): ax.set_ylim(0, 1.15*df[cols].max(axis=None)*(1e3 if ax is top else 1))
     axs[0,0].set_ylabel('ms an image'); axs[1,0].set_ylabel('peak memory of\na process, MB')
     axs[0,0].legend(fontsize=8)
-    fig.suptitle(f"{record['device']}, {record['threads']} threads: {record['settings']['arch']} in {record['best']}, one setting changed at a time", fontsize=10)
+    fig.suptitle(f"{record['device']}, {record['threads']} threads: {record['settings']['arch']} in {record['best']}, one setting changed at a time",
+                 fontsize=10)
     return fig

@@ -74,7 +74,8 @@ def scan_images(
     with warnings.catch_warnings(): # around the threads: inside of them it would change the filters of all
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)
         parts = [files[i:i+_part] for i in range(0, len(files), _part)]
-        found = [o for part in progress(parts, f'looking at images by {_part}') for o in parallel(_fault_once, part, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True)]
+        found = [o for part in progress(parts, f'looking at images by {_part}')
+                 for o in parallel(_fault_once, part, n_workers=n_workers or min(8, os.cpu_count()), threadpool=True)]
     return pd.DataFrame([(str(f),*o) for f,o in zip(files, found) if o], columns=['path','kind','reason'])
 
 # %% ../nbs/03a_scan.ipynb #0d408cf0
@@ -96,6 +97,7 @@ def usable(
     bad = faults[faults.kind == 'bad']
     if bad_images == 'stop' and len(bad):
         rest = f" (and {len(bad)-1} more)" if len(bad) > 1 else ''
-        raise InputError(f"{bad.path.iloc[0]}: {bad.reason.iloc[0]}{rest}; repair or remove it, or leave bad images out: --bad-images skip, bad_images='skip' in Python")
+        raise InputError(f"{bad.path.iloc[0]}: {bad.reason.iloc[0]}{rest}; repair or remove it, or leave bad images out: --bad-images "
+                         "skip, bad_images='skip' in Python")
     if tell: tell_faults(faults)
     return set(bad.path),set(faults.path[faults.kind != 'odd'])

@@ -44,7 +44,8 @@ class SmallLoss(TrainingLoss):
         beta:float=.5 # How slowly the remembered losses follow
     ):
         need_numbers(start=start, threshold=threshold, beta=beta)
-        if not all(0 <= o < 1 for o in (start,threshold,beta)): raise InputError(f"start={start:g}, threshold={threshold:g}, beta={beta:g}: give shares from 0 to below 1")
+        if not all(0 <= o < 1 for o in (start,threshold,beta)):
+            raise InputError(f"start={start:g}, threshold={threshold:g}, beta={beta:g}: give shares from 0 to below 1")
         super().__init__()
         self.start,self.threshold,self.beta,self.losses,self.rejected = float(start),float(threshold),float(beta),None,None
 

@@ -12,7 +12,8 @@ from copy import deepcopy
 from pathlib import Path
 import pandas as pd
 import torch
-from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,MixUp,Normalize,SchedCos,accuracy,default_device,no_random,num_distrib,set_seed,trainable_params
+from fastai.vision.all import LabelSmoothingCrossEntropyFlat,Learner,MixUp,Normalize,SchedCos,accuracy,default_device
+from fastai.vision.all import no_random,num_distrib,set_seed,trainable_params
 from .core import InputError,choose,one_line
 from .arch import body_and_head,make_model,pretrained_stats
 from .callback import SESEMI
@@ -108,8 +109,11 @@ def data_digest(
 # %% ../nbs/36_setup.ipynb #39ca3f4e
 def _sesemi_name(config):
     "SESEMI, and in what it differs from the published form"
-    parts = dict(own_batch=config['unlabeled'] == 'batch', rejected_images=config['unlabeled'] == 'rejected', one_turn=config['turns'] == 'one' and config['unlabeled'] != 'batch', joint_BatchNorm=config['bn'] == 'joint')
-    sizes = [f"{config['rot_size']} px"]*bool(config['rot_size']) + [f"every {config['every']}"]*(config['every'] > 1) + [f"rotations first {config['rot_only']:g}"]*(config['rot_only'] > 0)
+    own_batch = config['unlabeled'] == 'batch'
+    parts = dict(own_batch=own_batch, rejected_images=config['unlabeled'] == 'rejected',
+                 one_turn=config['turns'] == 'one' and not own_batch, joint_BatchNorm=config['bn'] == 'joint')
+    sizes = [f"{config['rot_size']} px"]*bool(config['rot_size']) + [f"every {config['every']}"]*(config['every'] > 1)
+    if config['rot_only'] > 0: sizes.append(f"rotations first {config['rot_only']:g}")
     if config['weight_end'] is not None: sizes.append(f"weight to {config['weight_end']:g}")
     return ', '.join(['SESEMI'] + [k.replace('_', ' ') for k,v in parts.items() if v] + sizes)
 
@@ -117,8 +121,9 @@ def method_of(
     config:dict # Full configuration
 ) -> str:
     "What is done about wrong labels, in a few words"
-    usual = ['label smoothing']*bool(config['smoothing']) + ['MixUp']*bool(config['mixup'])
-    parts = [method_title(config['robust'])]*(config['robust'] != 'none') + usual + [_sesemi_name(config)]*rotates(config) + ['corrected labels']*bool(config['corrections'])
+    parts = [method_title(config['robust'])]*(config['robust'] != 'none')
+    parts += ['label smoothing']*bool(config['smoothing']) + ['MixUp']*bool(config['mixup'])
+    parts += [_sesemi_name(config)]*rotates(config) + ['corrected labels']*bool(config['corrections'])
     return ' + '.join(parts) or 'plain'
 
 # %% ../nbs/36_setup.ipynb #2fd82207
@@ -137,11 +142,13 @@ def sesemi_of(
 ) -> SESEMI|None:
     "The rotation loss of a run; None for plain training"
     if not rotates(config): return None
-    if not files and config['unlabeled'] != 'batch': raise InputError("none of the unlabeled images can be read and lies upright: choose others with --unlabeled")
+    if not files and config['unlabeled'] != 'batch':
+        raise InputError("none of the unlabeled images can be read and lies upright: choose others with --unlabeled")
     weight = config['weight'] if config['weight_end'] is None else SchedCos(config['weight'], config['weight_end'])
     source = _rejected_of(files) if config['unlabeled'] == 'rejected' else 'batch' if config['unlabeled'] == 'batch' else files
     return SESEMI(source, weight=weight, bs=config['unlabeled_bs'], size=config['rot_size'],
-                  **{k:config[k]*n_epoch/config['epochs'] for k in ('rampup','rot_only')}, **{k:config[k] for k in ('bn','features','seed','turns','every','turned')})
+                  **{k:config[k]*n_epoch/config['epochs'] for k in ('rampup','rot_only')},
+                  **{k:config[k] for k in ('bn','features','seed','turns','every','turned')})
 
 def epochs_of(
     config:dict, # Full configuration
@@ -225,8 +232,10 @@ def set_up(
     sesemi = sesemi_of(config, files, n_epoch)
     set_seed(seed, reproducible=True)
     model = _fits(make_model(config['arch'], dls.c, config['dropout'], pretrained), config)
+    method_cbs = [sesemi]*bool(sesemi) + robust_cbs(config['robust']) + [MixUp(config['mixup'])]*bool(config['mixup'])
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
-                    opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy, splitter=body_and_head if pretrained else trainable_params,
-                    cbs=[o for o in (sesemi, *robust_cbs(config['robust']), config['mixup'] and MixUp(config['mixup']), Memorisation(), LabelReport(), Predictions(), Prefetch()) if o], path=out or '.')
+                    opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy,
+                    splitter=body_and_head if pretrained else trainable_params,
+                    cbs=method_cbs + [Memorisation(), LabelReport(), Predictions(), Prefetch()], path=out or '.')
     learn.digest,learn.pretrained = data_digest(dls, files),bool(pretrained) # the latter as `vision_learner` has it
     return learn.to_precision(config['precision']),files,n_epoch,cbs

@@ -30,7 +30,8 @@ class StepsPerEpoch(StaysHome):
         "The loader has another length inside"
         dl = plain_dl(self.learn.dl)
         own,bs = getattr(dl, 'n', None),getattr(dl, 'bs', None)
-        if not own or not bs or own < bs: raise InputError("epochs of a number of steps need a fastai DataLoader with an indexed training set that fills a batch")
+        if not own or not bs or own < bs:
+            raise InputError("epochs of a number of steps need a fastai DataLoader with an indexed training set that fills a batch")
         was = {k:vars(dl)[k] for k in ('n','get_idxs') if k in vars(dl)}
         get,want = dl.get_idxs,self._steps()*bs*max(1, num_distrib())
         def get_idxs(dl): # by this name the loader's own in a process that is not forked

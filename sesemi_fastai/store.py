@@ -67,7 +67,9 @@ _chunk = 256
 
 def _enough_disk(files, size, parent):
     need,free = store_bytes(files, size),shutil.disk_usage(parent).free
-    if need > .98*free: raise InputError(f"decoded, {len(files)} images need about {need/1e9:.2f} GB, and {parent} has {free/1e9:.2f} GB left: choose a smaller size for the store, or another folder")
+    if need > .98*free:
+        raise InputError(f"decoded, {len(files)} images need about {need/1e9:.2f} GB, and {parent} has {free/1e9:.2f} GB left: choose a "
+                         "smaller size for the store, or another folder")
 
 def _write_pixels(files, size, n_workers, fname):
     "Decode `files` into one file; heights and widths [n,2]"
@@ -107,7 +109,8 @@ def _has_store(folder, key):
         return False
     except ValueError: info = None
     if isinstance(info, dict) and info.get('key') == key: return True
-    raise InputError(f"the decoded images in {folder} are stale: they were made from other files, before a file changed, or in another size. Delete that folder, or choose another")
+    raise InputError(f"the decoded images in {folder} are stale: they were made from other files, before a file changed, or in another "
+                     "size. Delete that folder, or choose another")
 
 def _opened_or_built(files, folder, size, n_workers, key):
     try:
@@ -127,9 +130,10 @@ def store_folder() -> Path:
 _noreserve = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0) # Python 3.11 has no name for it
 
 def _mapped(fname):
-    "The bytes of a file as a plain array, which is sliced faster than `np.memmap`; writable, as PyTorch likes it, but the file stays as it is and no memory is set aside for it"
+    "The bytes of a file as a plain array, which is sliced faster than `np.memmap`; writable for PyTorch's sake, though the file never changes"
     if not fname.stat().st_size: return np.empty(0, np.uint8)
-    with open(fname, 'rb') as f: return np.frombuffer(mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE|_noreserve, prot=mmap.PROT_READ|mmap.PROT_WRITE), np.uint8)
+    with open(fname, 'rb') as f:
+        return np.frombuffer(mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE|_noreserve, prot=mmap.PROT_READ|mmap.PROT_WRITE), np.uint8)
 
 def for_a_process() -> bool:
     "Whether something is pickled for a process that begins, such as a loader's that is not forked, and not for a file"

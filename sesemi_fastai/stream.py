@@ -37,7 +37,8 @@ class OwnRandom:
     def __call__(self):
         "Use the own states inside, and go on from there the next time"
         outer = get_random_states()
-        set_random_states(**{**states_for_here(self.states), **{k:v for k,v in outer.items() if k in ('torch_deterministic','torch_benchmark')}}) # settings of the process, not states
+        # settings of the process, not states
+        set_random_states(**{**states_for_here(self.states), **{k:v for k,v in outer.items() if k in ('torch_deterministic','torch_benchmark')}})
         try: yield
         finally:
             self.states = get_random_states()
@@ -91,7 +92,8 @@ def _with_unlabeled(dls, items):
     files = list(getattr(dls, 'unlabeled', ()))
     if not files: return items
     there = _places(dls, items) # a folder may hold the training images as well
-    return ([Path(o) for o in _files(dls, items)] if isinstance(items, pd.DataFrame) else list(items)) + [o for o,real in zip(files, real_paths(files)) if real not in there]
+    own = [Path(o) for o in _files(dls, items)] if isinstance(items, pd.DataFrame) else list(items)
+    return own + [o for o,real in zip(files, real_paths(files)) if real not in there]
 
 def _upright(dls, items):
     "`items` without the files that a builder has found to be turned by their EXIF data"
@@ -127,7 +129,8 @@ def unlabeled_items(
     elif is_listy(source) or isinstance(source, (pd.Series,np.ndarray)): items = list(source)
     else: raise InputError(f"unlabeled= takes None, 'valid', a folder, a list of paths, a DataFrame or a DataLoader, not {type(source).__name__}")
     items = _upright(dls, items)
-    if not len(items): raise InputError("unlabeled= has no images: dls.unlabeled has some where own_dls or imagewang_dls were given them; None takes the training images")
+    if not len(items):
+        raise InputError("unlabeled= has no images: dls.unlabeled has some where own_dls or imagewang_dls were given them; None takes the training images")
     return items
 
 # %% ../nbs/06_stream.ipynb #59c2609e
@@ -170,7 +173,10 @@ def _tell_turned(dls, items, n=24):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         turned = [o for o in files if (fault := image_fault(o)) and fault[0] == 'turned']
-    if turned: note(f"{len(turned)} of {len(files)} unlabeled images that were looked at, such as {turned[0]}, are turned by EXIF data, which fastai does not apply, so that their turns would be learned wrong: rotate the files, or leave them out by bad_images='skip' in own_dls, which takes further images as unlabeled=")
+    if turned:
+        note(f"{len(turned)} of {len(files)} unlabeled images that were looked at, such as {turned[0]}, are turned by EXIF data, which "
+            "fastai does not apply, so that their turns would be learned wrong: rotate the files, or leave them out by bad_images='skip' "
+            "in own_dls, which takes further images as unlabeled=")
 
 
 # %% ../nbs/06_stream.ipynb #223e93b3
@@ -196,7 +202,8 @@ class UnlabeledStream:
 
     def _loader(self, dls, source, bs, num_workers):
         if type(source) in (DataLoader,TfmdDL,StoreDL): return source.new()
-        return source if isinstance(source, (DataLoader,TorchDataLoader)) else unlabeled_dl(dls, source, bs, num_workers) # `new` of other classes, such as `WeightedDL`, would lose what makes them so
+        # `new` of other classes, such as `WeightedDL`, would lose what makes them so
+        return source if isinstance(source, (DataLoader,TorchDataLoader)) else unlabeled_dl(dls, source, bs, num_workers)
 
     def _next(self):
         for _ in range(2):

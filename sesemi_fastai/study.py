@@ -39,7 +39,8 @@ def _need_files(runs):
     "`InputError` for a file that a run begins from and that is not there: told before the first of them trains"
     for name,config in runs.items():
         for k in file_options:
-            if config.get(k) and config[k] != 'published' and not Path(config[k]).is_file(): raise InputError(f"run {name}: there is no file {config[k]} for {k}")
+            if config.get(k) and config[k] != 'published' and not Path(config[k]).is_file():
+                raise InputError(f"run {name}: there is no file {config[k]} for {k}")
 
 def run_missing(
     runs:dict, # Options of `train_run` by name
@@ -89,23 +90,29 @@ def comparison(
     if whole['epoch_unit'] != 'labelled': raise InputError("the comparison counts labelled passes: with this recipe give --epoch-unit labelled")
     n,cost = whole['epochs'],run_cost(whole)
     same = round(cost)
-    if same > n and not _compares(cost): note(f"SESEMI's compute is that of {cost:g} epochs of plain training, and {same} are no match: the table will not compare them; --epochs {next((o for o in range(n+1, n+100) if _compares(cost*o/n)), 2*n)} would do")
+    if same > n and not _compares(cost):
+        note(f"SESEMI's compute is that of {cost:g} epochs of plain training, and {same} are no match: the table will not compare them; "
+             f"--epochs {next((o for o in range(n+1, n+100) if _compares(cost*o/n)), 2*n)} would do")
     kinds = dict(plain=dict(epochs=n, unlabeled='none'), sesemi=dict(epochs=n), **(dict(plain_compute=dict(epochs=same, unlabeled='none')) if same > n else {}))
     return {f'{name}-{kw["epochs"]}ep-seed{seed}': {**config, **kw, 'seed':seed} for seed in seeds for name,kw in kinds.items()}
 
 # %% ../nbs/39_study.ipynb #82bf2417
 def _checked(study, fname):
     "`study` if it has the form of a study file"
-    if unknown := set(study)-{'all','grid','method'}: raise InputError(f"{fname}: {sorted(unknown)[0]!r} is unknown; a study has [all], [[grid]] and [method.NAME]")
+    if unknown := set(study)-{'all','grid','method'}:
+        raise InputError(f"{fname}: {sorted(unknown)[0]!r} is unknown; a study has [all], [[grid]] and [method.NAME]")
     grids = study.get('grid')
-    if not isinstance(grids, list) or not grids or not all(isinstance(o, dict) for o in grids): raise InputError(f"{fname}: a study needs at least one [[grid]]")
+    if not isinstance(grids, list) or not grids or not all(isinstance(o, dict) for o in grids):
+        raise InputError(f"{fname}: a study needs at least one [[grid]]")
     if empty := [k for g in grids for k,v in g.items() if v == []]: raise InputError(f"{fname}: the list of {empty[0]!r} is empty")
     methods = study.get('method', {})
     tables = {'all':study.get('all', {}), **({f'method.{k}':v for k,v in methods.items()} if isinstance(methods, dict) else {'method.NAME':methods})}
     for name,table in tables.items():
         if not isinstance(table, dict): raise InputError(f"{fname}: write [{name}], and its options below")
-        if unknown := set(table)-{'recipe',*recipe_options('fastai')}: raise InputError(f"{fname}: [{name}]: option {sorted(unknown)[0]!r} is unknown: sesemi-train --help names them, with _ for -")
-        if many := [k for k,v in table.items() if isinstance(v, (list,dict))]: raise InputError(f"{fname}: {many[0]} in [{name}] must be one value; lists stand in a [[grid]]")
+        if unknown := set(table)-{'recipe',*recipe_options('fastai')}:
+            raise InputError(f"{fname}: [{name}]: option {sorted(unknown)[0]!r} is unknown: sesemi-train --help names them, with _ for -")
+        if many := [k for k,v in table.items() if isinstance(v, (list,dict))]:
+            raise InputError(f"{fname}: {many[0]} in [{name}] must be one value; lists stand in a [[grid]]")
     return study
 
 def _combinations(grid): return [dict(zip(grid, o)) for o in product(*[v if isinstance(v, list) else [v] for v in grid.values()])]
@@ -116,7 +123,8 @@ def _run_options(study, choice, fname):
     if method is not None and not isinstance(method, str): raise InputError(f"{fname}: method={method!r}: give the NAME of a [method.NAME]")
     if method is not None and method not in study.get('method', {}): raise InputError(f"{fname}: there is no [method.{method}]")
     of_method,choice = study.get('method', {}).get(method, {}),{k:v for k,v in choice.items() if k != 'method'}
-    if twice := [k for k,v in choice.items() if of_method.get(k, v) != v]: raise InputError(f"{fname}: [method.{method}] has {twice[0]}={of_method[twice[0]]!r}, and a [[grid]] gives {choice[twice[0]]!r}: leave one out")
+    if twice := [k for k,v in choice.items() if of_method.get(k, v) != v]:
+        raise InputError(f"{fname}: [method.{method}] has {twice[0]}={of_method[twice[0]]!r}, and a [[grid]] gives {choice[twice[0]]!r}: leave one out")
     config = {**study.get('all', {}), **of_method, **choice}
     try:
         check_types(config, train_run)
@@ -126,10 +134,14 @@ def _run_options(study, choice, fname):
 
 def _check_twice(runs, fname):
     "`InputError` for one training under two names"
-    told = lambda c: {**resolved(c), **{k:c[k] for k in ('path','unlabeled',*file_options) if c.get(k) and not (k in file_options and Path(c[k]).is_file())}} # where `resolved` keeps the last part of a path only, and no digest
+    # where `resolved` keeps the last part of a path only, and no digest
+    def told(c):
+        names = [k for k in ('path','unlabeled',*file_options) if c.get(k) and not (k in file_options and Path(c[k]).is_file())]
+        return {**resolved(c), **{k:c[k] for k in names}}
     seen = {}
     for name,config in runs.items():
-        if (other := seen.setdefault(str(sorted(told(config).items(), key=lambda o: o[0])), name)) != name: raise InputError(f"{fname}: the runs {other} and {name} are one training under two names: leave one out")
+        if (other := seen.setdefault(str(sorted(told(config).items(), key=lambda o: o[0])), name)) != name:
+            raise InputError(f"{fname}: the runs {other} and {name} are one training under two names: leave one out")
 
 def _run_name(choice, varies):
     return '-'.join(str(v) if isinstance(v, str) else f'{k}{v}' for k,v in choice.items() if k in varies).replace('/', '_')

@@ -38,7 +38,8 @@ def length_name(
     return f"{config['max_steps']} steps of {n}" if config['max_steps'] else n
 
 # what may differ between a method and the plain training that it is compared with
-_of_method = 'method','recipe','unlabeled','unlabeled_images','unlabeled_bs','weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features','smoothing','mixup','robust','corrections','epochs','epoch_unit'
+_of_method = ('method','recipe','smoothing','mixup','robust','corrections','epochs','epoch_unit', 'unlabeled','unlabeled_images','unlabeled_bs',
+              'weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features')
 
 _figures = 'final','best','passes','images','area','seconds','rotation'
 _outcome = *_figures,'started'
@@ -54,8 +55,10 @@ def records_frame(
 ) -> pd.DataFrame: # One row a run; accuracies in percent
     "The figures of each run"
     return _same_digest(pd.DataFrame([dict(
-        **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], digest=o['data'].get('digest'), processes=o.get('processes', 1), method=method_name(o), unlabeled_images=_images_of_folder(o), started=o.get('started', ''),
-        final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'], images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
+        **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], digest=o['data'].get('digest'),
+        processes=o.get('processes', 1), method=method_name(o), unlabeled_images=_images_of_folder(o), started=o.get('started', ''),
+        final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'],
+        images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
         rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records]))
 
 def _same_digest(df):
@@ -85,7 +88,8 @@ def summary(
     "Mean and standard deviation over seeds; runs that differ in anything else are not averaged"
     res = _kinds(records_frame(records)).agg(runs=('final','count'), std=('final','std'), **{k:(k,'mean') for k in _figures}).reset_index()
     res = res.assign(rotates=_rotates(res), other=res.method != 'plain')
-    return res.sort_values(['data','noise','opt','epochs','rotates','other'], ascending=[True,False,True,True,True,True], ignore_index=True).drop(columns=['rotates','other'])
+    return res.sort_values(['data','noise','opt','epochs','rotates','other'], ascending=[True,False,True,True,True,True],
+                           ignore_index=True).drop(columns=['rotates','other'])
 
 def mean_std(
     mean:float, # Percent
@@ -101,8 +105,12 @@ def other_settings(
     known = {'noise','method','epochs','runs','std','seed','digest','unlabeled_images',*_outcome}
     def differs(k): return s.groupby('method')[k].nunique(dropna=False).max() > 1 or k not in _of_method and s[k].nunique(dropna=False) > 1
     res = {k:s[k].astype(str).where(s[k].notna(), '–') for k in s if k not in known and differs(k)}
-    if s.groupby('unlabeled').unlabeled_images.nunique().max() > 1: res['unlabeled images'] = s.unlabeled_images.map('{:.0f}'.format, na_action='ignore').fillna('–') # folders of one name that are not the same
-    if s.groupby(['dataset','data','noise','corrections'], dropna=False).digest.nunique(dropna=False).max() > 1: res['data digest'] = s.digest.astype(str).str[:8] # data of one name that are not the same
+    # folders of one name that are not the same
+    if s.groupby('unlabeled').unlabeled_images.nunique().max() > 1:
+        res['unlabeled images'] = s.unlabeled_images.map('{:.0f}'.format, na_action='ignore').fillna('–')
+    # data of one name that are not the same
+    if s.groupby(['dataset','data','noise','corrections'], dropna=False).digest.nunique(dropna=False).max() > 1:
+        res['data digest'] = s.digest.astype(str).str[:8]
     return res
 
 def result_table(
@@ -112,19 +120,24 @@ def result_table(
     "The summary as it is shown: accuracy in percent at the final epoch, mean ± standard deviation"
     s = summary(records)
     diffs,base = (against_plain(records),_compared_with(s)) if against else ([],None)
-    def told(same): return [_interval(next((d[same] for d in diffs if all(_same(d['kind'][k], row[k]) for k in d['kind'])), None), row.runs) for _,row in s.iterrows()]
+    def gain(row, same): return next((d[same] for d in diffs if all(_same(d['kind'][k], row[k]) for k in d['kind'])), None)
+    def told(same): return [_interval(gain(row, same), row.runs) for _,row in s.iterrows()]
     gains = {f'against {base}, equal {what}': told(same) for same,what in dict(passes='passes', area='compute').items() if against}
-    return pd.DataFrame({'noise': ['–' if d == 'own' else f'{n}%' for d,n in zip(s.dataset, s.noise)], 'method': s.method, **other_settings(s), 'labelled passes': s.passes.map('{:.1f}'.format),
+    return pd.DataFrame({'noise': ['–' if d == 'own' else f'{n}%' for d,n in zip(s.dataset, s.noise)], 'method': s.method, **other_settings(s),
+                         'labelled passes': s.passes.map('{:.1f}'.format),
         'images through the network': s.images.map('{:,.0f}'.format), 'final epoch': [mean_std(a,b) for a,b in zip(s.final, s['std'])],
         'best epoch': s.best.map('{:.1f}'.format), 'runs': s.runs.astype(str),
         **{k:v for k,v in gains.items() if any(v)}})
 
-table_note = ("Percent at the final epoch, mean ± standard deviation over runs; the best epoch was chosen on the validation images. Differences are seed by seed, in points, with Student's 95 % interval. "
+table_note = ("Percent at the final epoch, mean ± standard deviation over runs; the best epoch was chosen on the validation images. "
+              "Differences are seed by seed, in points, with Student's 95 % interval. "
     "Images through the network: labelled ones, and those that were turned or got a label of the network's; equal compute counts shrunk ones by their area. "
     "Plain training of as much compute may have memorised more, and end lower than a shorter one: its rows tell.")
 
-def _network(config): return config['arch'] + {None:'', 'published':' from published weights'}.get(config['pretrained'], f" from the weights {config['pretrained']}")
-def _rate(config): return f"{config['opt']} with lr {config['lr']}" + (f" (divided by {config['lr_mult']:g} below the last layer)" if config['pretrained'] else '')
+def _network(config):
+    return config['arch'] + {None:'', 'published':' from published weights'}.get(config['pretrained'], f" from the weights {config['pretrained']}")
+def _rate(config):
+    return f"{config['opt']} with lr {config['lr']}" + (f" (divided by {config['lr_mult']:g} below the last layer)" if config['pretrained'] else '')
 
 def conditions(
     records # Finished records
@@ -137,14 +150,19 @@ def conditions(
     def one(f): return ', '.join(dict.fromkeys(str(f(o)) for o in records))
     def option(k): return one(lambda o: config_of(o)[k])
     pixels = one(lambda o: o['data']['pixels'])
+    of_validation = 'no validation image in training (not transductive)'
+    if seen: of_validation = 'validation images in the unlabeled stream (transductive)' + f' in {seen} of {len(df)} runs'*(seen < len(df))
+    if any(config_of(o)['pretrained'] for o in records): of_validation += ', whatever the pretrained weights have seen'
     rates = one(lambda o: _rate(config_of(o)))
     files = f'files of {pixels} pixels' if pixels != 'various' else 'files of various sizes'
     return (f"Data: {one(lambda o: o['data']['folder'])} ({files}, {one(lambda o: o['data']['train_images'])} training and "
             f"{one(lambda o: o['data']['valid_images'])} validation images), {option('size')} px; {one(lambda o: _network(config_of(o)))}, "
             f"{rates}, {option('sched')}, bs {option('bs')}, {option('precision')}; "
-            f"{'validation images in the unlabeled stream (transductive)' + f' in {seen} of {len(df)} runs'*(seen < len(df)) if seen else 'no validation image in training (not transductive)'}{', whatever the pretrained weights have seen'*any(config_of(o)['pretrained'] for o in records)}; "
-            f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch {one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}."
-            + (f" {again} with the settings and seed of another {'is' if again == 1 else 'are'} not counted" + f", {other} with another outcome: the newest counts"*(other > 0) + "." if again else ''))
+            f"{of_validation}; "
+            f"{one(lambda o: o['device'])}, {one(lambda o: o['threads'])} thread(s) a run; PyTorch "
+            f"{one(lambda o: o['versions']['torch'])}, fastai {one(lambda o: o['versions']['fastai'])}."
+            + (f" {again} with the settings and seed of another {'is' if again == 1 else 'are'} not counted"
+               + f", {other} with another outcome: the newest counts"*(other > 0) + "." if again else ''))
 
 # %% ../nbs/43_table.ipynb #f5ca559b
 def _same(a, b): return a == b or pd.isna(a) and pd.isna(b)
@@ -169,7 +187,9 @@ def paired_difference(
     first,second = side(a),side(b)
     of = _shared(df) + ['digest']*all(o.corrections.isna().all() for o in (first,second))
     for seed,k in product(first.index.intersection(second.index), of):
-        if not _same(*(values := [o[k][seed] for o in (first,second)])): raise InputError(f"{a} and {b} at {noise}% noise are runs with different settings, {k} {values[0]} and {values[1]}: leave only those to be compared")
+        if not _same(*(values := [o[k][seed] for o in (first,second)])):
+            raise InputError(f"{a} and {b} at {noise}% noise are runs with different settings, {k} {values[0]} and {values[1]}: leave only "
+                             "those to be compared")
     res = (first.final-second.final).dropna()
     if res.empty: raise InputError(f"no seed has both {a} and {b} at {noise}% noise")
     return res

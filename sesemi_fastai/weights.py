@@ -47,9 +47,11 @@ def read_weights(
     if not fname.is_file(): raise InputError(f"{fname} is no file: give published, or a file with weights, .pth or .safetensors")
     try: state = _load_safetensors(fname) if fname.suffix.lower() == '.safetensors' else torch.load(fname, map_location='cpu', weights_only=True)
     except InputError: raise
-    except UnpicklingError as e: raise InputError(f"{fname} holds more than weights, or is no file of PyTorch's: give a state_dict, as --export-weights writes it") from e
+    except UnpicklingError as e:
+        raise InputError(f"{fname} holds more than weights, or is no file of PyTorch's: give a state_dict, as --export-weights writes it") from e
     except Exception as e: raise InputError(f"{fname} holds no weights that can be read: {one_line(e)[:100]}") from e
     for k in ('model','state_dict'): # with an optimizer, as `learn.save` and others write it
         if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
-    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()): raise InputError(f"{fname} holds something else than weights: give a state_dict, as --export-weights writes it")
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k,v in state.items()):
+        raise InputError(f"{fname} holds something else than weights: give a state_dict, as --export-weights writes it")
     return state

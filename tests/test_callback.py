@@ -5,7 +5,8 @@ import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.callback.data import WeightedDL
-from fastai.vision.all import (Adam, Callback, CancelFitException, CrossEntropyLossFlat, CSVLogger, CutMix, DataLoader, DataLoaders, GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam, RandomResizedCrop, TensorCategory, TensorImage, Transform,
+from fastai.vision.all import (Adam, Callback, CancelFitException, CrossEntropyLossFlat, CSVLogger, CutMix, DataLoader, DataLoaders,
+    GradientAccumulation, L, Lamb, Learner, Lookahead, MixUp, OptimWrapper, RAdam, RandomResizedCrop, TensorCategory, TensorImage, Transform,
                                Resize, SaveModelCallback, SGD, accuracy, get_image_files, load_learner, ranger, resnet18,
                                vision_learner)
 from sesemi_fastai.optim import ranger_fused
@@ -175,8 +176,10 @@ wrapped_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, ne
 wrapped_adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 def lookahead_adamw(params, lr): return Lookahead(OptimWrapper(params, opt=torch.optim.AdamW, lr=lr))
 
-@pytest.mark.cell('Optimizers', 'SGD, Adam, RAdam, ranger, ranger_fused, Lamb, torch SGD-Nesterov, torch AdamW, Lookahead of it; optimizer made before and after the callback is added; save and load with its state')
-@pytest.mark.parametrize('opt_func', [SGD, Adam, RAdam, ranger, ranger_fused, Lamb, wrapped_sgd, wrapped_adamw, lookahead_adamw], ids=['SGD','Adam','RAdam','ranger','ranger_fused','Lamb','torch SGD','torch AdamW','Lookahead of torch AdamW'])
+@pytest.mark.cell('Optimizers', 'SGD, Adam, RAdam, ranger, ranger_fused, Lamb, torch SGD-Nesterov, torch AdamW, Lookahead of it; optimizer '
+                                'made before and after the callback is added; save and load with its state')
+@pytest.mark.parametrize('opt_func', [SGD, Adam, RAdam, ranger, ranger_fused, Lamb, wrapped_sgd, wrapped_adamw, lookahead_adamw],
+                         ids=['SGD','Adam','RAdam','ranger','ranger_fused','Lamb','torch SGD','torch AdamW','Lookahead of torch AdamW'])
 @pytest.mark.parametrize('fitted_before', [False,True])
 def test_head_trains_in_the_optimizer_and_leaves_it(make_learn, opt_func, fitted_before):
     learn = make_learn(opt_func=opt_func)
@@ -221,7 +224,8 @@ def test_weight_decay_of_the_head_follows_the_learner(make_learn):
         assert look.decays == [True, wd_bn_bias]
 
 # -- vision_learner
-@pytest.mark.cell('Learner', 'vision_learner with freeze, unfreeze, fine_tune, slices of rates: the label head trains when frozen, the rotation head at the last rate, the groups keep their number')
+@pytest.mark.cell('Learner', 'vision_learner with freeze, unfreeze, fine_tune, slices of rates: the label head trains when frozen, the '
+                             'rotation head at the last rate, the groups keep their number')
 def test_vision_learner_groups_and_fine_tune(make_dls, tmp_path):
     learn = vision_learner(make_dls(), resnet18, pretrained=False, metrics=accuracy, cbs=SESEMI(), path=tmp_path)
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == 'progress'])
@@ -229,7 +233,8 @@ def test_vision_learner_groups_and_fine_tune(make_dls, tmp_path):
     class Look(Callback):
         def before_train(self):
             head = [id(p) for p in self.sesemi.rot_head.parameters()]
-            seen.append((len(self.opt.param_lists), [id(p) for p in self.opt.param_lists[-1][-2:]] == head, all(p.requires_grad for p in self.model[1].parameters())))
+            seen.append((len(self.opt.param_lists), [id(p) for p in self.opt.param_lists[-1][-2:]] == head,
+                         all(p.requires_grad for p in self.model[1].parameters())))
     with Quiet(learn):
         learn.freeze()
         frozen = copy.deepcopy(learn.model[0][0].weight.detach())
@@ -419,4 +424,5 @@ def test_steps_of_an_epoch_that_are_none(make_learn, n, says):
 
 def test_steps_per_epoch_of_a_loader_of_pytorch():
     loader = torch.utils.data.DataLoader([(torch.rand(3,32,32),torch.tensor(i%3)) for i in range(16)], batch_size=8)
-    with pytest.raises(InputError, match='need a fastai DataLoader'): fit(Learner(DataLoaders(loader, loader), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=StepsPerEpoch(3)))
+    with pytest.raises(InputError, match='need a fastai DataLoader'):
+        fit(Learner(DataLoaders(loader, loader), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=StepsPerEpoch(3)))

@@ -38,7 +38,8 @@ def test_train_ends_with_its_record(mini, tmp_path):
     assert record == json.loads((tmp_path/'x/record.json').read_text())
     assert record['status'] == 'done' and record['method'] == 'SESEMI' and record['transductive'] is True
     assert record['images'] == 2*7*(16+16) and record['labelled_passes'] == pytest.approx(2*112/120, abs=1e-3)
-    assert [set(h) for h in record['history']] == [{'epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','rot_weight','as_given','wrong_as_true','wrong_as_given','changed','labelled_passes','images','images_by_area','seconds'}]*2
+    assert [set(h) for h in record['history']] == [{'epoch','train_loss','valid_loss','accuracy','rot_loss','rot_acc','rot_weight','as_given',
+        'wrong_as_true','wrong_as_given','changed','labelled_passes','images','images_by_area','seconds'}]*2
     assert record['accuracy'] == record['history'][-1]['accuracy'] and record['best_accuracy'] == max(h['accuracy'] for h in record['history'])
     for k in ('seconds','images_per_second','device','threads','started'): assert record[k]
     assert set(record['versions']) == {'python','torch','torchvision','fastai','fastcore','sesemi_fastai'} and all(record['versions'].values())
@@ -74,7 +75,8 @@ def test_label_smoothing_and_mixup_are_methods(mini, tmp_path):
     table = run('sesemi-table', tmp_path/'o').stdout
     assert 'against plain, equal passes' in table and ' mixup ' not in table # each is compared with plain training, and needs no column of its own
 
-@pytest.mark.parametrize('args,note', [(['--unlabeled','none','--every','2'], 'note: --every changes nothing in this run\n'), (['--unlabeled','none','--turns','one','--weight','.5'], 'note: --weight, --turns change nothing in this run\n'), (['--turns','one'], '')])
+@pytest.mark.parametrize('args,note', [(['--unlabeled','none','--every','2'], 'note: --every changes nothing in this run\n'),
+    (['--unlabeled','none','--turns','one','--weight','.5'], 'note: --weight, --turns change nothing in this run\n'), (['--turns','one'], '')])
 def test_an_option_that_changes_nothing_is_told(mini, args, note):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, *small, *args)
     told,last = res.stderr[:res.stderr.index('validation accuracy')],res.stderr.splitlines()[-1]
@@ -98,9 +100,15 @@ def test_same_seed_same_record(mini, tmp_path):
     (['--arch','resnet19'], "'resnet19'"), (['--opt','lion'], 'choose one of sgd, adam, ranger'), (['--sched','step'], 'choose one of one_cycle'),
     (['--dataset','cifar'], 'choose one of nette'), (['--dataset','wang','--noise','5'], 'no published noisy labels'),
     (['--unlabeled','/no/such/folder'], 'choose none, train, all'), (['--unlabeled','EMPTY'], 'no images below'),
-    (['--bs','1000'], 'do not fill one batch'), (['--epochs','0'], 'from 1 to'), (['--weight','-1'], 'from 0 to'), (['--weight','nan'], 'from 0 to'), (['--lr','nan'], 'give a number'), (['--seed','99999999999999'], 'from 0 to'), (['--arch','alexnet'], 'cannot take images of 32 pixels'), (['--arch','googlenet','--size','64'], 'more than class scores'), (['--export-weights','onnx','--out','OUT'], 'choose pth or safetensors'), (['--path','ZIP','--dataset','own'], 'not a CSV file'),
-    (['--bn','both'], "choose separate or joint"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'), (['--lr','-1'], 'give a number'), (['--mixup','-1'], 'from 0 to'), (['--mixup','.4','--robust','fixmatch'], 'fixmatch needs unmixed images: give mixup 0'), (['--workers','-1'], 'from 0 to'), (['--features','nowhere'], "no module 'nowhere'"),
-    (['--dataset','own','--path','CSV'], "no column 'label'"), (['--lr','fast'], 'invalid float value')], ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
+    (['--bs','1000'], 'do not fill one batch'), (['--epochs','0'], 'from 1 to'), (['--weight','-1'], 'from 0 to'), (['--weight','nan'], 'from 0 to'),
+    (['--lr','nan'], 'give a number'), (['--seed','99999999999999'], 'from 0 to'), (['--arch','alexnet'], 'cannot take images of 32 pixels'),
+    (['--arch','googlenet','--size','64'], 'more than class scores'), (['--export-weights','onnx','--out','OUT'], 'choose pth or safetensors'),
+    (['--path','ZIP','--dataset','own'], 'not a CSV file'),
+    (['--bn','both'], "choose separate or joint"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'),
+    (['--lr','-1'], 'give a number'), (['--mixup','-1'], 'from 0 to'), (['--workers','-1'], 'from 0 to'),
+    (['--mixup','.4','--robust','fixmatch'], 'fixmatch needs unmixed images: give mixup 0'), (['--features','nowhere'], "no module 'nowhere'"),
+    (['--dataset','own','--path','CSV'], "no column 'label'"), (['--lr','fast'], 'invalid float value')],
+    ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_wrong_input_is_one_line_and_status_2(mini, tmp_path, args, words):
     (tmp_path/'empty').mkdir()
     (tmp_path/'t.csv').write_text('path,class\na.png,x\n')
@@ -123,7 +131,8 @@ def test_an_output_folder_that_cannot_be(mini, tmp_path):
 
 @pytest.mark.parametrize('sig,status', [(signal.SIGINT,130), (signal.SIGTERM,143), (signal.SIGKILL,-9)])
 def test_interrupted_run_keeps_its_epochs(mini, tmp_path, sig, status):
-    p = subprocess.Popen([BIN/'sesemi-train', '--path', mini, '--epochs', '200', '--out', tmp_path/'x', *small], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    p = subprocess.Popen([BIN/'sesemi-train', '--path', mini, '--epochs', '200', '--out', tmp_path/'x', *small], stderr=subprocess.PIPE,
+                         stdout=subprocess.DEVNULL, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell ignores Ctrl-C for what it runs in the background
     fname = tmp_path/'x/record.json'
     for _ in range(600):
@@ -133,13 +142,15 @@ def test_interrupted_run_keeps_its_epochs(mini, tmp_path, sig, status):
     p.send_signal(sig)
     err = p.communicate(timeout=60)[1]
     assert p.returncode == status and 'Traceback' not in err
-    assert sig == signal.SIGKILL or err == f"sesemi-train: {'terminated' if sig == signal.SIGTERM else 'interrupted'}; go on with sesemi-train --resume {tmp_path/'x'}\n"
+    what = 'terminated' if sig == signal.SIGTERM else 'interrupted'
+    assert sig == signal.SIGKILL or err == f"sesemi-train: {what}; go on with sesemi-train --resume {tmp_path/'x'}\n"
     record = json.loads(fname.read_text())
     assert record['status'] == ('running' if sig == signal.SIGKILL else 'interrupted') and len(record['history']) >= 1
     assert list(fname.parent.glob('.record*')) == [] or sig == signal.SIGKILL
 
 def test_sigterm_reaches_worker_processes_as_ever(mini, tmp_path):
-    p = subprocess.Popen([BIN/'sesemi-train', '--path', mini, '--epochs', '200', '--out', tmp_path/'x', *small, '--workers', '2', '--no-bar'], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([BIN/'sesemi-train', '--path', mini, '--epochs', '200', '--out', tmp_path/'x', *small, '--workers', '2', '--no-bar'],
+                         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     first = next(p.stdout)
     for line in p.stdout:
         if line.startswith('epoch 1/'): break
@@ -149,9 +160,11 @@ def test_sigterm_reaches_worker_processes_as_ever(mini, tmp_path):
     assert p.returncode == 143 and err == f"sesemi-train: terminated; go on with sesemi-train --resume {tmp_path/'x'}\n" and 'Traceback' not in out
 
 def test_a_slow_start_is_told_to_who_waits(tmp_path):
-    (tmp_path/'sitecustomize.py').write_text("import sys, time\nclass Slow:\n    def find_spec(self, name, *args):\n        if name == 'fastcore': time.sleep(6)\nsys.meta_path.insert(0, Slow())\n")
+    (tmp_path/'sitecustomize.py').write_text("import sys, time\nclass Slow:\n    def find_spec(self, name, *args):\n        if name == "
+        "'fastcore': time.sleep(6)\nsys.meta_path.insert(0, Slow())\n")
     ours,theirs = pty.openpty()
-    p = subprocess.Popen([BIN/'sesemi-data', '--help'], stderr=theirs, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH':os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])})
+    p = subprocess.Popen([BIN/'sesemi-data', '--help'], stderr=theirs, stdout=subprocess.DEVNULL,
+                         env={**os.environ, 'PYTHONPATH':os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])})
     assert p.wait(120) == 0 and os.read(ours, 1000).decode().splitlines() == ['loading PyTorch and fastai']
 
 def test_a_refused_run_leaves_no_new_folder(mini, tmp_path):
@@ -180,9 +193,11 @@ def test_places_that_cannot_be_written_to(mini, tmp_path):
     (tmp_path/'file').write_text('')
     (tmp_path/'full').mkdir()
     (tmp_path/'full/letter.txt').write_text('')
-    for args,says in {('sesemi-train','--path',mini,'--out',tmp_path/'file',*small):'a file is in the way', ('sesemi-demo','--out',tmp_path/'full'):'holds letter.txt',
+    for args,says in {('sesemi-train','--path',mini,'--out',tmp_path/'file',*small):'a file is in the way',
+                      ('sesemi-demo','--out',tmp_path/'full'):'holds letter.txt',
                       ('sesemi-demo','--out',tmp_path/'new','--seeds','x'):'--seeds x', ('sesemi-demo','--out',tmp_path/'new','--epochs',0):'epochs=0',
-                      ('sesemi-bench','scale','--out',tmp_path/'full'):'is a folder', ('sesemi-train','--dataset','mini','--path',tmp_path/'full',*small):'sesemi-data mini --out',
+                      ('sesemi-bench','scale','--out',tmp_path/'full'):'is a folder',
+                      ('sesemi-train','--dataset','mini','--path',tmp_path/'full',*small):'sesemi-data mini --out',
                       ('sesemi-table',tmp_path/'nowhere'):'there is no folder', ('sesemi-data','scan','--path',tmp_path/'full'):'no images'}.items():
         res = run(*args)
         assert res.returncode == 2 and says in res.stderr and len(res.stderr.strip().splitlines()) == 1, (args,res.stderr)
@@ -199,7 +214,8 @@ def test_nobody_knows_how_many_own_labels_are_wrong(mini, tmp_path):
     "No percentage, no columns about wrong labels, and another split if one is asked for"
     own = ['sesemi-train', '--dataset', 'own', '--path', mini/'train', '--epochs', 1, '--unlabeled', 'none', *small]
     one,two = (last(run(*own, '--split-seed', o, '--out', tmp_path/f'runs/{o}')) for o in (0,1))
-    assert one['config']['split_seed'] == 0 and two['overrides']['split_seed'] == 1 and 'wrong_as_given' not in one['history'][0] and 'as_given' in one['history'][0]
+    assert one['config']['split_seed'] == 0 and two['overrides']['split_seed'] == 1 and 'wrong_as_given' not in one['history'][
+        0] and 'as_given' in one['history'][0]
     assert not pd.read_csv(tmp_path/'runs/0/predictions.csv').path.equals(pd.read_csv(tmp_path/'runs/1/predictions.csv').path)
     table = run('sesemi-table', tmp_path/'runs', '--report', tmp_path/'r.html').stdout
     html = (tmp_path/'r.html').read_text()

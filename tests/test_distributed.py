@@ -10,9 +10,11 @@ here = Path(__file__).parent
 
 def torchrun(*args, **kwargs):
     env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':f'{here}:{here.parent}', 'CUDA_VISIBLE_DEVICES':''}
-    return subprocess.run([BIN/'torchrun', '--standalone', '--nproc_per_node', '2', *map(str, args)], capture_output=True, text=True, env=env, timeout=120, **kwargs)
+    return subprocess.run([BIN/'torchrun', '--standalone', '--nproc_per_node', '2', *map(str, args)], capture_output=True, text=True, env=env,
+                          timeout=120, **kwargs)
 
-@pytest.mark.cell('Distributed', 'gradients of all parameters, the rotation head included, and the targets of ELR agree between ranks; the unlabeled stream is shared out without overlap')
+@pytest.mark.cell('Distributed', 'gradients of all parameters, the rotation head included, and the targets of ELR agree between ranks; the '
+                                 'unlabeled stream is shared out without overlap')
 @pytest.mark.parametrize('bn,accumulate', [('separate',0), ('joint',1)])
 def test_two_processes_train_as_one(image_folder, tmp_path, bn, accumulate):
     res = torchrun(here/'two_ranks.py', image_folder, tmp_path/'out.pt', bn, accumulate)
@@ -64,12 +66,14 @@ def test_mistake_under_torchrun():
     res = torchrun('--no-python', BIN/'sesemi-train', '--dataset', 'mini', *small)
     assert 'several processes need --path' in res.stderr
 
-@pytest.mark.cell('Distributed', 'methods that keep something of each image, and average weights: selection, pseudo-labels, rejected images in the stream, the label report')
+@pytest.mark.cell('Distributed', 'methods that keep something of each image, and average weights: selection, pseudo-labels, rejected '
+                                 'images in the stream, the label report')
 @pytest.mark.parametrize('robust,unlabeled', [('fixmatch','rejected'), ('auto','train')])
 def test_methods_under_torchrun(tmp_path, robust, unlabeled):
     from sesemi_fastai.labels import read_labels
     mini = make_mini(tmp_path/'mini', 120, 20)
-    res = torchrun('--no-python', BIN/'sesemi-train', '--path', mini, '--epochs', 3, '--robust', robust, '--unlabeled', unlabeled, '--unlabeled-bs', 2, '--out', tmp_path/'r', *small)
+    res = torchrun('--no-python', BIN/'sesemi-train', '--path', mini, '--epochs', 3, '--robust', robust, '--unlabeled', unlabeled,
+                   '--unlabeled-bs', 2, '--out', tmp_path/'r', *small)
     assert res.returncode == 0, res.stderr[-3000:]
     record,df = json.loads((tmp_path/'r/record.json').read_text()),read_labels(tmp_path/'r')
     assert record['processes'] == 2 and 0 < record['label_precision'] < 1 and all(0 <= o['changed'] <= 1 for o in record['history'])

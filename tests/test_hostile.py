@@ -14,7 +14,8 @@ from hostile import as_bytes, bad_tables, good_images, good_tables, make_folder,
 from test_cli import last, run, small
 
 # -- images
-@pytest.mark.cell('Bad images', 'truncated, zero-byte, text, 16-bit, turned by EXIF, animated, decompression bomb, pipes, loops of links: named with the reason')
+@pytest.mark.cell('Bad images', 'truncated, zero-byte, text, 16-bit, turned by EXIF, animated, decompression bomb, pipes, loops of links: '
+                                'named with the reason')
 def test_every_bad_image_is_named(tmp_path):
     faults = write_bad_images(tmp_path/'bad')
     for name,(kind,word) in faults.items():
@@ -68,7 +69,8 @@ def spoiled(folder):
 def test_turned_ones_are_not_rotated_from_python_either(tmp_path, source):
     path = spoiled(photos(tmp_path/'p'))
     dls = own_dls(path, 32, bs=8, num_workers=0, bad_images='skip')
-    labelled,rotated = ({os.path.basename(str(o)) for o in items} for items in (dls.table.path[[True]*len(dls.table) if source else ~dls.table.is_valid],UnlabeledStream(dls, source).dl.dataset.items.path))
+    labelled,rotated = ({os.path.basename(str(o)) for o in items}
+        for items in (dls.table.path[[True]*len(dls.table) if source else ~dls.table.is_valid],UnlabeledStream(dls, source).dl.dataset.items.path))
     assert rotated == labelled - {'3.jpg'} and len(rotated) > 20
     assert '3.jpg' in set(dls.table.path.map(os.path.basename))
 
@@ -79,7 +81,8 @@ def test_turned_ones_among_chosen_items_are_not_rotated(tmp_path):
     items = dls.train_ds.items
     files = [Path(dls.path)/o for o in items.path]
     assert '3.jpg' in {f.name for f in files} and dls.not_rotated
-    for source in (items, files, [str(o) for o in files]): assert {Path(getattr(o, 'path', o)).name for o in _each(unlabeled_items(dls, source))} == {f.name for f in files}-{'3.jpg'}
+    for source in (items, files, [str(o) for o in files]):
+        assert {Path(getattr(o, 'path', o)).name for o in _each(unlabeled_items(dls, source))} == {f.name for f in files}-{'3.jpg'}
 
 def _each(items): return items.path.tolist() if hasattr(items, 'columns') else items
 
@@ -141,7 +144,8 @@ def put(folder, content):
     (folder/'t.csv').write_bytes(as_bytes(content))
     return folder/'t.csv'
 
-@pytest.mark.cell('Bad tables', 'missing columns, duplicates, paths that leave the folder, classes of one split, empty splits, foreign tables, other encodings: one line and exit status 2')
+@pytest.mark.cell('Bad tables', 'missing columns, duplicates, paths that leave the folder, classes of one split, empty splits, foreign '
+                                'tables, other encodings: one line and exit status 2')
 @pytest.mark.parametrize('name', bad_tables)
 def test_bad_tables(folder, name):
     content,words = bad_tables[name]
@@ -208,10 +212,12 @@ def test_path_guard(bits, sep):
 @given(st.lists(st.sampled_from(['a','b','c d','..x','x.png','é']), min_size=1, max_size=5))
 def test_path_guard_lets_plain_paths_through(bits): assert not leaves_folder(pd.Series(['/'.join(bits)])).iloc[0]
 
-cells = st.one_of(st.text(max_size=8), st.sampled_from(['path','label','is_valid','True','False','train/a/0.png','train/b/1.png','valid/a/0.png','a','b','','"','\r','../x','nan','1e999','-0']))
+cells = st.one_of(st.text(max_size=8), st.sampled_from(['path','label','is_valid','True','False','train/a/0.png','train/b/1.png','valid/a/0.png',
+    'a','b','','"','\r','../x','nan','1e999','-0']))
 lines = st.lists(st.lists(cells, min_size=1, max_size=4).map(','.join), max_size=8).map('\n'.join)
 spoilt = st.builds(lambda t,i,b: t[:i % len(t)]+b+t[i % len(t):], st.just(table()), st.integers(0, 2000), st.text(max_size=5)).map(str.encode)
-fuzz = st.one_of(st.binary(max_size=300), lines.map(lambda s: s.encode('utf-8', 'surrogatepass')), lines.map(lambda s: ('path,label,is_valid\n'+s).encode('utf-8', 'surrogatepass')), spoilt)
+fuzz = st.one_of(st.binary(max_size=300), lines.map(lambda s: s.encode('utf-8', 'surrogatepass')),
+                 lines.map(lambda s: ('path,label,is_valid\n'+s).encode('utf-8', 'surrogatepass')), spoilt)
 
 def read_or_refuse(folder, content):
     "The only two ways in which reading a table may end"

@@ -5,20 +5,30 @@ import pytest
 
 root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
-allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], plans=['core','store'], batches=['core','plans','store'], stream=['batches','core','distributed','rotation','scan'], phase=['core'], columns=['core','phase'],
-               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], estimate=[], robust=['columns','core','distributed','estimate','items','phase'], selection=['callback','core','robust'],
-               pseudo=['callback','core','phase','selection','stream'], average=['core','phase'], methods=['average','core','pseudo','robust','selection'], labels=['core','distributed','items','predictions'],
-               memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'], prefetch=['phase'], checkpoint=['core','distributed','phase'],
-               weights=['core'], noise=['core'], scan=['core'], augment=['core','plans'], corrections=['core','items'], cleaner=['core','corrections'], data=['augment','batches','core','corrections','scan','store'], own=['core','data'], tree=['core','data'], mini=['core','noise','data'],
-               optim=['core'], arch=['core','weights'], recipe=['core','optim','precision'], record=['core','phase','recipe'], folder=['checkpoint','core','recipe','record'],
+allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], plans=['core','store'],
+               batches=['core','plans','store'], stream=['batches','core','distributed','rotation','scan'], phase=['core'], columns=['core','phase'],
+               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], estimate=[],
+               robust=['columns','core','distributed','estimate','items','phase'], selection=['callback','core','robust'],
+               pseudo=['callback','core','phase','selection','stream'], average=['core','phase'], methods=['average','core','pseudo','robust','selection'],
+               labels=['core','distributed','items','predictions'],
+               memory=['columns','core','distributed','items'], steps=['core','distributed','phase'], precision=['core','phase'],
+               prefetch=['phase'], checkpoint=['core','distributed','phase'],
+               weights=['core'], noise=['core'], scan=['core'], augment=['core','plans'], corrections=['core','items'], cleaner=['core','corrections'],
+               data=['augment','batches','core','corrections','scan','store'], own=['core','data'], tree=['core','data'], mini=['core','noise','data'],
+               optim=['core'], arch=['core','weights'], recipe=['core','optim','precision'], record=['core','phase','recipe'],
+               folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','items','phase'],
-               setup=['arch','callback','core','data','labels','memory','methods','mini','optim','own','precision','predictions','prefetch','recipe','scan','selection','steps','stream'],
+               setup=['arch','callback','core','data','labels','memory','methods','mini','optim','own','precision','predictions','prefetch',
+               'recipe','scan','selection','steps','stream'],
                checks=['arch','augment','core','methods','optim','precision','recipe','setup'],
-               experiment=['arch','checkpoint','checks','core','corrections','distributed','folder','labels','optim','recipe','record','scan','setup','weights'],
-               study=['checks','core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'], bench=['arch','callback','core','data','precision','prefetch','record','rotation','stream'],
+               experiment=['arch','checkpoint','checks','core','corrections','distributed','folder','labels','optim','recipe','record','scan',
+               'setup','weights'],
+               study=['checks','core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'],
+               bench=['arch','callback','core','data','precision','prefetch','record','rotation','stream'],
                scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','recipe','table'],
                page=['core','curves','labels','predictions','recipe','table'], loggers=['core'],
-               cli=['bench','checks','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe','record','scale','scan','setup','stream','study','table','tree'])
+               cli=['bench','checks','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe',
+               'record','scale','scan','setup','stream','study','table','tree'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"
@@ -47,6 +57,19 @@ def test_notebooks_are_small():
         for cell in json.loads(nb.read_text())['cells']:
             for out in cell.get('outputs', []):
                 assert len(json.dumps(out)) < 100_000, nb
+
+def code_of(f):
+    "Of a notebook its code cells one by one, of a module all of it"
+    if f.suffix == '.py': return [f.read_text()]
+    return [''.join(c['source']) for c in json.loads(f.read_text())['cells'] if c['cell_type'] == 'code']
+
+def test_lines_of_code_are_short():
+    "160 characters, as in fastai; help in a comment beside a parameter, and text in triple quotes, may be longer"
+    for f in [*notebooks(), *(root/'tests').glob('*.py'), root/'setup.py', *(root/'nbs').rglob('*.py')]:
+        for code in code_of(f):
+            lines,strings = code.split('\n'),[o for o in ast.walk(ast.parse(code)) if isinstance(o, (ast.Constant,ast.JoinedStr))]
+            text = {i for o in strings if '"""' in lines[o.lineno-1] for i in range(o.lineno, o.end_lineno+1)}
+            for i,line in enumerate(lines, 1): assert i in text or len(line.split(' # ')[0]) <= 160, f'{f.name}: {line}'
 
 def test_links_between_pages_lead_somewhere():
     for page in [*notebooks(), *root.glob('*.md')]:
@@ -100,7 +123,8 @@ def test_records_are_whole_and_name_no_machine_path():
 
 def test_readme_is_the_notebook(tmp_path):
     "Also runs the notebook: a table in README is what the committed records say now"
-    res = subprocess.run(['make', '-s', 'readme', f'README={tmp_path/"README.md"}', f'VENV={Path(sys.executable).parent.parent}'], cwd=root, capture_output=True, text=True)
+    res = subprocess.run(['make', '-s', 'readme', f'README={tmp_path/"README.md"}', f'VENV={Path(sys.executable).parent.parent}'], cwd=root,
+                         capture_output=True, text=True)
     assert res.returncode == 0, res.stderr
     new = (tmp_path/'README.md').read_text()
     assert new.startswith('# sesemi_fastai') and '±' in new
@@ -126,7 +150,8 @@ def test_badges_for_colab(tmp_path):
         badges.add_badge(new, 'owner/name')
         once = new.read_text()
         badge,install,*rest = json.loads(once)['cells']
-        assert f'/github/owner/name/blob/main/nbs/tutorials/{f.name}' in badge['source'][0] and rest == [c for c in json.loads(f.read_text())['cells'] if not c['id'].startswith('colab-')]
+        assert f'/github/owner/name/blob/main/nbs/tutorials/{f.name}' in badge['source'][0] and rest == [c
+            for c in json.loads(f.read_text())['cells'] if not c['id'].startswith('colab-')]
         assert 'google.colab' in ''.join(install['source'])
         badges.add_badge(new, 'owner/name')
         assert new.read_text() == once

@@ -50,7 +50,8 @@ def test_estimate_of_the_training_is_told(trained, mini, tmp_path):
     record['history'][-1]['wrong_labels'] = .25
     (tmp_path/'record.json').write_text(json.dumps(record))
     n = len(read_labels(trained))
-    for where in (tmp_path, tmp_path/'labels.csv'): assert f'the training took about 25% of the labels to be wrong, {n/4:,.0f} of {n}: a rough estimate' in run('sesemi-labels', where).stdout
+    for where in (tmp_path, tmp_path/'labels.csv'):
+        assert f'the training took about 25% of the labels to be wrong, {n/4:,.0f} of {n}: a rough estimate' in run('sesemi-labels', where).stdout
     (tmp_path/'record.json').write_text('{')
     assert run('sesemi-labels', tmp_path).returncode == 0
 
@@ -152,7 +153,8 @@ def test_true_labels_known_in_part(mini):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     assert (true_labels(dls) == -1).sum() == (t[~t.is_valid].true == '').sum() > 0
     df = learn.label_report.frame()
-    assert learn.memorisation.history[-1]['wrong_as_given'] is None and 0 < len(truly_wrong(df)) < len(df) and not truly_wrong(df).any() and np.isnan(average_precision(df))
+    assert learn.memorisation.history[-1]['wrong_as_given'] is None and 0 < len(truly_wrong(df)) < len(df) and not truly_wrong(df).any(
+        ) and np.isnan(average_precision(df))
     df.loc[df.index[0],'true'] = 'something else'
     assert average_precision(df) == 1
 
@@ -172,14 +174,17 @@ def test_decisions_add_up(trained, mini, tmp_path):
     both = pd.read_csv(out/'corrections.csv', dtype=str, keep_default_na=False)
     assert both.path.tolist()[:len(fixes)] == fixes.path.tolist() and new.path in set(both.path[len(fixes):])
 
-@pytest.mark.parametrize('args,says', [(['--n', -1], 'the number of labels'), (['--corrections', 'c.csv'], 'without --accept'), (['--accept', 2], 'a score from 0 to 1'), (['--accept', .5, '--action', 'burn'], 'drop or relabel')])
+@pytest.mark.parametrize('args,says', [(['--n', -1], 'the number of labels'), (['--corrections', 'c.csv'], 'without --accept'),
+    (['--accept', 2], 'a score from 0 to 1'), (['--accept', .5, '--action', 'burn'], 'drop or relabel')])
 def test_mistakes_of_sesemi_labels(trained, args, says):
     res = run('sesemi-labels', trained, *args)
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1 and not res.stdout
 
 @pytest.mark.cell('Suspicious labels', 'a run without a list, a list or corrections that are none, validation images: one line')
-@pytest.mark.parametrize('text,says', [(None, 'there is no file'), ('a,b\n1,2\n', "no column 'path'"), ('path,action\nnone.jpg,drop\n', 'not in the table'), ('path,action,new_label\n{train},relabel,whale\n', 'no class'),
-    ('path,action\n{valid},drop\n', 'validation image'), ('path,action\n{train},burn\n', 'choose keep, drop or relabel'), ('path,label,action\n{train},whale,drop\n', 'of other labels')])
+@pytest.mark.parametrize('text,says', [(None, 'there is no file'), ('a,b\n1,2\n', "no column 'path'"), ('path,action\nnone.jpg,drop\n', 'not in the table'),
+    ('path,action,new_label\n{train},relabel,whale\n', 'no class'),
+    ('path,action\n{valid},drop\n', 'validation image'), ('path,action\n{train},burn\n', 'choose keep, drop or relabel'),
+    ('path,label,action\n{train},whale,drop\n', 'of other labels')])
 def test_mistakes_in_corrections(mini, tmp_path, text, says):
     table,f = table_of(mini),tmp_path/'c.csv'
     if text: f.write_text(text.format(train=table.path[~table.is_valid].iloc[0], valid=table.path[table.is_valid].iloc[0]))
@@ -187,7 +192,8 @@ def test_mistakes_in_corrections(mini, tmp_path, text, says):
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
 
 def test_not_a_list(tmp_path):
-    for text,says in (('label,suggested,score\n', 'is empty'), ('label,suggested,score\na,b,much\n', 'from 0 to 1'), ('label,suggested,score\na,b,\n', 'from 0 to 1'), ('label,true,suggested,score\na,b,b,.5\n', "no column 'p:a'")):
+    for text,says in (('label,suggested,score\n', 'is empty'), ('label,suggested,score\na,b,much\n', 'from 0 to 1'),
+                      ('label,suggested,score\na,b,\n', 'from 0 to 1'), ('label,true,suggested,score\na,b,b,.5\n', "no column 'p:a'")):
         (tmp_path/'labels.csv').write_text(text)
         res = run('sesemi-labels', tmp_path)
         assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
@@ -202,8 +208,10 @@ def test_classes_that_look_like_numbers_or_nothing(tmp_path):
     for c in ('1','NA','007'):
         for split in ('train','val'):
             (tmp_path/'d'/split/c).mkdir(parents=True)
-            for i in range(6): Image.fromarray(np.random.default_rng(i).integers(0, 255, (40,40,3), dtype=np.uint8)).save(tmp_path/'d'/split/c/f'{c}{split}{i}.png')
-    common = ['--dataset', 'own', '--path', tmp_path/'d', '--epochs', 1, '--unlabeled', 'none', '--size', 32, '--arch', 'xresnet18', '--bs', 6, '--workers', 0, '--no-bar']
+            for i in range(6):
+                Image.fromarray(np.random.default_rng(i).integers(0, 255, (40,40,3), dtype=np.uint8)).save(tmp_path/'d'/split/c/f'{c}{split}{i}.png')
+    common = ['--dataset', 'own', '--path', tmp_path/'d', '--epochs', 1, '--unlabeled', 'none', '--size', 32, '--arch', 'xresnet18', '--bs',
+              6, '--workers', 0, '--no-bar']
     assert run('sesemi-train', *common, '--out', tmp_path/'r').returncode == 0
     df = read_labels(tmp_path/'r')
     assert {*df.label} == {*df.suggested, *df.label} == {'1','NA','007'}
@@ -233,8 +241,10 @@ def lab(tmp_path):
     port,(work,home) = free_port(),(tmp_path/'work',tmp_path/'home')
     for o in (work,home): o.mkdir()
     env = {**os.environ, 'JUPYTER_CONFIG_DIR':str(home/'c'), 'JUPYTER_DATA_DIR':str(home/'d'), 'JUPYTER_RUNTIME_DIR':str(home/'r'), 'IPYTHONDIR':str(home/'i')}
-    p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', f'--ServerApp.root_dir={work}',
-        '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0',
+                          '--IdentityProvider.token=', f'--ServerApp.root_dir={work}',
+        '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], env=env, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
     for _ in range(240):
         try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1); break
         except OSError: time.sleep(.5)
@@ -285,7 +295,9 @@ def test_names_in_loaders_of_fastai(mini, kind):
     if kind == 'df': dls = ImageDataLoaders.from_df(t.rename(columns={'path':'file'}), mini, fn_col='file', label_col='label', valid_col='is_valid', **kw)
     if kind == 'lists': dls = ImageDataLoaders.from_lists(mini, [mini/o for o in t.path], list(t.label), **kw)
     if kind == 'folder': dls = ImageDataLoaders.from_folder(mini, valid='val', **kw)
-    if kind == 'dicts': dls = DataBlock((ImageBlock,CategoryBlock), get_x=lambda o: o['f'], get_y=lambda o: o['l']).dataloaders([dict(f=mini/p, l=l) for p,l in zip(t.path, t.label)], path=mini, **kw)
+    if kind == 'dicts':
+        dls = DataBlock((ImageBlock,CategoryBlock), get_x=lambda o: o['f'],
+                        get_y=lambda o: o['l']).dataloaders([dict(f=mini/p, l=l) for p,l in zip(t.path, t.label)], path=mini, **kw)
     learn = Learner(dls, xresnet18(n_out=dls.c), metrics=accuracy, cbs=[LabelReport(),Predictions()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     for df in (learn.label_report.frame(), learn.predictions.frame()):
@@ -327,4 +339,5 @@ def test_the_order_of_a_run_is_in_its_record_and_its_list(trained):
 def test_corrections_that_empty_a_class(mini):
     t = table_of(mini)
     gone = t[~t.is_valid & (t.label == t.label.iloc[0])]
-    with pytest.raises(InputError, match=f'leave class {t.label.iloc[0]!r} no training image'): table_dls(t, mini, 32, bs=8, num_workers=0, corrections=gone[['path']].assign(action='drop'))
+    with pytest.raises(InputError, match=f'leave class {t.label.iloc[0]!r} no training image'):
+        table_dls(t, mini, 32, bs=8, num_workers=0, corrections=gone[['path']].assign(action='drop'))

@@ -1,5 +1,5 @@
-"""A GPU that is none: tensors on PyTorch's `meta` device have a place and no values, so that code which mixes places fails as on a GPU. Where values are asked for,
-`Pretend` gives ones; what training is worth cannot be seen here"""
+"""A GPU that is none: tensors on PyTorch's `meta` device have a place and no values, so that code which mixes places fails as on a GPU.
+Where values are asked for, `Pretend` gives ones; what training is worth cannot be seen here"""
 from contextlib import nullcontext
 import pytest, torch
 from fastai.vision.all import EarlyStoppingCallback, GradientAccumulation, GradientClip, Learner, MixUp, SchedCos, accuracy, defaults, ranger
@@ -23,16 +23,19 @@ class Pretend(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not any(map(_meta, tree_leaves((args,kwargs)))): return func(*args, **kwargs)
-        if func.overloadpacket in (aten._local_scalar_dense, aten.equal) or kwargs.get('device') == torch.device('cpu'): return func(*self._ones(args), **self._ones(kwargs))
+        if func.overloadpacket in (aten._local_scalar_dense, aten.equal) or kwargs.get('device') == torch.device('cpu'):
+            return func(*self._ones(args), **self._ones(kwargs))
         if func.overloadpacket is aten.copy_ and not _meta(args[0]): return args[0].fill_(1)
         if func.overloadpacket not in may_mix: self._one_place(func, args, kwargs)
         if not self._shaped_by_values(func, args): return func(*args, **kwargs)
         return tree_map_only(torch.Tensor, lambda o: o.to('meta'), func(*self._ones(args), **self._ones(kwargs)))
     def _shaped_by_values(self, func, args):
         "Whether the shape of the result depends on values, which are ones then; that of an index does if it is a mask"
-        return torch.Tag.dynamic_output_shape in func.tags and (func.overloadpacket is not aten.index or any(o is not None and o.dtype == torch.bool for o in args[1]))
+        return torch.Tag.dynamic_output_shape in func.tags and (func.overloadpacket is not aten.index
+            or any(o is not None and o.dtype == torch.bool for o in args[1]))
     def _one_place(self, func, args, kwargs):
-        if any(o.ndim for o in tree_leaves((args,kwargs)) if torch.is_tensor(o) and not _meta(o)): raise RuntimeError(f'{func} gets tensors of more than one device')
+        if any(o.ndim for o in tree_leaves((args,kwargs)) if torch.is_tensor(o) and not _meta(o)):
+            raise RuntimeError(f'{func} gets tensors of more than one device')
     def _ones(self, args): return tree_map_only(torch.Tensor, lambda o: torch.ones(o.shape, dtype=o.dtype) if _meta(o) else o, args)
 
 @pytest.fixture
@@ -43,7 +46,8 @@ def go(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext()) # knows no `meta`
     def go(n_epoch, *cbs):
         dls = own_dls(image_folder, size=32, bs=8, num_workers=0, store=tmp_path/'store', device=torch.device('meta'))
-        learn = Learner(dls, tiny_model().to('meta'), path=tmp_path, opt_func=ranger, metrics=accuracy, cbs=[*cbs, Memorisation(true=[o.split('/')[-2] for o in dls.train_ds.items.path])])
+        learn = Learner(dls, tiny_model().to('meta'), path=tmp_path, opt_func=ranger, metrics=accuracy,
+                        cbs=[*cbs, Memorisation(true=[o.split('/')[-2] for o in dls.train_ds.items.path])])
         return fit(learn, n_epoch) if n_epoch else learn
     with Pretend(): yield go
 
@@ -58,7 +62,8 @@ def test_methods_keep_to_the_place_of_the_network(go, tmp_path, name):
     assert len(learn.recorder.values) == 3 and _meta(next(learn.model.parameters())) and len(learn.label_report.frame())
     learn.get_preds(), learn.tta()
 
-@pytest.mark.parametrize('form', [dict(bn='joint'), dict(turns='one'), dict(unlabeled='batch'), dict(size=16), dict(every=2), dict(rot_only=1), dict(unlabeled='valid', weight=SchedCos(1, 0)), dict(rampup=2)], ids=','.join)
+@pytest.mark.parametrize('form', [dict(bn='joint'), dict(turns='one'), dict(unlabeled='batch'), dict(size=16), dict(every=2), dict(rot_only=1),
+    dict(unlabeled='valid', weight=SchedCos(1, 0)), dict(rampup=2)], ids=','.join)
 def test_forms_of_sesemi_keep_to_the_place_of_the_network(go, form): go(2, SESEMI(**form), GradientAccumulation(16))
 
 @pytest.mark.parametrize('name', ['auto','elr','gce','ema'])
@@ -69,7 +74,8 @@ def test_lr_find_and_fine_tune(go):
     learn.lr_find(show_plot=False, num_it=8)
     learn.fine_tune(1)
 
-@pytest.mark.parametrize('mix', [lambda g,c: g @ c, lambda g,c: c[g.long()], lambda g,c: g.index_put_((g[0].long(),), c), lambda g,c: torch.nn.functional.linear(g, c)])
+@pytest.mark.parametrize('mix',
+    [lambda g,c: g @ c, lambda g,c: c[g.long()], lambda g,c: g.index_put_((g[0].long(),), c), lambda g,c: torch.nn.functional.linear(g, c)])
 def test_mixtures_are_seen(mix):
     with Pretend(), pytest.raises(RuntimeError): mix(torch.zeros(3, 3, device='meta'), torch.zeros(3, 3))
 

@@ -1,18 +1,26 @@
 "Plans made without an object per image, and the fast path staying on"
 import copy, pickle, random
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import NEAREST, Path, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock, Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, TfmdDL, TfmdLists, ToTensor, Transform, nn, fastuple, load_learner, set_seed
+from fastai.vision.all import (NEAREST, Path, Callback, CategoryBlock, ColReader, ColSplitter, CropPad, DataBlock, Datasets, FlipItem, ImageBlock,
+                               Learner, PILImage, RandomCrop, RandomResizedCrop, Resize, TensorCategory, TensorImage, TfmdDL, TfmdLists, ToTensor,
+                               Transform, nn, fastuple, load_learner, set_seed)
 from PIL import ImageFile
-from sesemi_fastai.all import SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoreDL, StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images
+from sesemi_fastai.all import (SESEMI, Checkpoint, GammaCorrection, ImageStore, LabelReport, Memorisation, Predictions, Prefetch, StoreDL,
+                               StoredImageBlock, UnlabeledStream, item_tfms, own_dls, robust_cbs, scan_images)
 from sesemi_fastai.batches import StoredImage
 from sesemi_fastai.plans import LazyImage, Planned, planner
 from test_resume import Crash
 from test_store import photos
 
-chains = dict(fastai=item_tfms('fastai', 32), sesemi=item_tfms('sesemi', 32), always=[FlipItem(1.), RandomResizedCrop((24,32))], tall=[RandomResizedCrop(32, min_scale=.9, ratio=(3,4))],
-    training_alone=[RandomResizedCrop(32, split_idx=0), Resize(32, split_idx=1)], other_side=[RandomResizedCrop(32, split_idx=1), Resize((20,32), split_idx=0)], dark=[GammaCorrection(low=0., high=.1, order=0), RandomResizedCrop(32)],
-    crop=[Resize((32,24))], squish=[Resize(32, method='squish'), FlipItem()], padded=[Resize(32, method='pad')], nearest=[Resize(32, resamples=(NEAREST,NEAREST))], moved=[Resize(40), RandomCrop((32,24)), GammaCorrection()], middle=[Resize(41), CropPad((32,24), order=2), FlipItem()],
-    validation_alone=[Resize(40, split_idx=1), RandomCrop(32, split_idx=1), RandomResizedCrop(32, split_idx=0)], border=[Resize(24), CropPad(32, order=2)], too_small=[CropPad(45), Resize(32)], twice=[Resize(33), RandomResizedCrop(32, min_scale=.9, order=2)],
+chains = dict(fastai=item_tfms('fastai', 32), sesemi=item_tfms('sesemi', 32), always=[FlipItem(1.), RandomResizedCrop((24,32))],
+              tall=[RandomResizedCrop(32, min_scale=.9, ratio=(3,4))],
+    training_alone=[RandomResizedCrop(32, split_idx=0), Resize(32, split_idx=1)], other_side=[RandomResizedCrop(32, split_idx=1),
+    Resize((20,32), split_idx=0)], dark=[GammaCorrection(low=0., high=.1, order=0), RandomResizedCrop(32)],
+    crop=[Resize((32,24))], squish=[Resize(32, method='squish'), FlipItem()], padded=[Resize(32, method='pad')],
+    nearest=[Resize(32, resamples=(NEAREST,NEAREST))], moved=[Resize(40), RandomCrop((32,24)), GammaCorrection()],
+    middle=[Resize(41), CropPad((32,24), order=2), FlipItem()],
+    validation_alone=[Resize(40, split_idx=1), RandomCrop(32, split_idx=1), RandomResizedCrop(32, split_idx=0)], border=[Resize(24), CropPad(32, order=2)],
+    too_small=[CropPad(45), Resize(32)], twice=[Resize(33), RandomResizedCrop(32, min_scale=.9, order=2)],
     one_pixel=[Resize(1), RandomResizedCrop(32, order=2)])
 need_images = 'one_pixel','dark','padded','nearest','border','too_small','twice'
 
@@ -26,7 +34,8 @@ def test_plans_without_an_image_are_those_of_the_images(photos, tmp_path, name, 
     def batches(planner):
         monkeypatch.setattr('sesemi_fastai.batches.planner', planner)
         set_seed(0)
-        dls = DataBlock((StoredImageBlock(store),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'), item_tfms=chains[name]).dataloaders(df, bs=8, num_workers=0)
+        dls = DataBlock((StoredImageBlock(store),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'),
+                        item_tfms=chains[name]).dataloaders(df, bs=8, num_workers=0)
         return [*dls.train, *dls.valid, *dls.train],[random.random(), np.random.rand(), torch.rand(1).item()],dls
     (a,drawn_a,_),(b,drawn_b,dls) = batches(lambda fs, split_idx: None),batches(planner)
     assert drawn_a == drawn_b and {type(t) for x in b for t in x} == {TensorImage,TensorCategory}
@@ -39,7 +48,8 @@ def test_no_image_is_made_alone_whatever_callbacks_look_on(photos, tmp_path, nam
     made = []
     monkeypatch.setattr('sesemi_fastai.plans.made_by_pillow', lambda px, plan: made.append(plan))
     dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store')
-    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), path=tmp_path, cbs=[*robust_cbs(name), SESEMI(features='0'), Memorisation(), LabelReport(), Predictions()])
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), path=tmp_path,
+                    cbs=[*robust_cbs(name), SESEMI(features='0'), Memorisation(), LabelReport(), Predictions()])
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert not made and dls.train._known[1].rows.min() >= 0
 
@@ -50,7 +60,8 @@ def test_known_and_new_items_make_one_batch(photos, tmp_path):
     df = pd.DataFrame(dict(path=[str(o) for o in files], label=[o.parent.name for o in files]))
     def batches(block):
         set_seed(0)
-        dls = DataBlock((block,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), item_tfms=item_tfms('fastai', 32)).dataloaders(df, bs=8, num_workers=0)
+        dls = DataBlock((block,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), item_tfms=item_tfms('fastai', 32)).dataloaders(df,
+            bs=8, num_workers=0)
         return [*dls.train, *dls.train]
     for (xa,ya),(xb,yb) in zip(batches(ImageBlock), batches(StoredImageBlock(store)), strict=True): assert torch.equal(ya, yb) and (xa-xb).abs().max() < .01
 
@@ -63,7 +74,8 @@ def test_batches_made_in_the_backward_pass_are_the_same(photos, tmp_path, name):
         dls = own_dls(photos, size=32, bs=8, num_workers=0, store=tmp_path/'store', seed=0)
         set_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-        learn = Learner(dls, net, path=tmp_path, cbs=[*robust_cbs(name), SESEMI(bs=4, features='3', **kwargs), Memorisation(), LabelReport(), Predictions(), *cbs])
+        learn = Learner(dls, net, path=tmp_path,
+                        cbs=[*robust_cbs(name), SESEMI(bs=4, features='3', **kwargs), Memorisation(), LabelReport(), Predictions(), *cbs])
         with learn.no_bar(), learn.no_logging(): learn.fit(3)
         assert '_backward' not in vars(learn) and learn.dl is None
         return torch.cat([p.detach().flatten() for p in net.parameters()])
@@ -126,7 +138,8 @@ def table_loaders(photos, tmp_path, tfms, splits=None):
     files = sorted(photos.rglob('*.png'))
     df = pd.DataFrame(dict(path=[str(o) for o in files], label=[o.parent.name for o in files], is_valid=[i%3 == 0 for i in range(len(files))]))
     set_seed(0)
-    return DataBlock((StoredImageBlock(ImageStore(files, tmp_path/'store')),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=splits or ColSplitter('is_valid'), item_tfms=tfms).dataloaders(df, bs=8, num_workers=0)
+    return DataBlock((StoredImageBlock(ImageStore(files, tmp_path/'store')),CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'),
+                     splitter=splits or ColSplitter('is_valid'), item_tfms=tfms).dataloaders(df, bs=8, num_workers=0)
 
 def test_a_stream_goes_on_with_what_was_made_ahead(photos, tmp_path):
     def stream(): return UnlabeledStream(table_loaders(photos, tmp_path, item_tfms('fastai', 32)), bs=4, seed=3)
@@ -176,10 +189,12 @@ def test_transforms_may_change_between_passes(photos, tmp_path):
             if isinstance(t, RandomResizedCrop): t.size = fastuple(48,48)
     assert sizes() == [48,48]
 
-@pytest.mark.parametrize('tfms', [[RandomResizedCrop(32), GammaCorrection(.3, .31), GammaCorrection(2., 2.1)], [RandomResizedCrop(32), GammaCorrection(np.float32(.3), np.float32(.31))], [RandomResizedCrop(32, val_xtra=-.5)]])
+@pytest.mark.parametrize('tfms', [[RandomResizedCrop(32), GammaCorrection(.3, .31), GammaCorrection(2., 2.1)],
+    [RandomResizedCrop(32), GammaCorrection(np.float32(.3), np.float32(.31))], [RandomResizedCrop(32, val_xtra=-.5)]])
 def test_chains_that_no_plan_can_hold_are_those_of_the_files(photos, tmp_path, tfms):
     a = table_loaders(photos, tmp_path, tfms)
-    files = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'), item_tfms=tfms).dataloaders(pd.concat([a.train_ds.items, a.valid_ds.items]).sort_index(), bs=8, num_workers=0)
+    files = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=ColSplitter('is_valid'),
+                      item_tfms=tfms).dataloaders(pd.concat([a.train_ds.items, a.valid_ds.items]).sort_index(), bs=8, num_workers=0)
     for stored,plain in zip(a.loaders, files.loaders, strict=True):
         stored.rng,plain.rng = random.Random(1),random.Random(1)
         set_seed(0); x = [o[0] for o in stored]
@@ -313,7 +328,8 @@ def test_pixels_and_images_alone_as_on_the_plain_path(photos, tmp_path):
     lazy,files = train.do_item(0)[0],[Path(train.dataset.items.iloc[i].path) for i in range(4)]
     assert isinstance(lazy, LazyImage) and lazy.load()[2,3] == lazy.getpixel((2,3))
     store = lazy.store
-    alone = StoreDL(TfmdLists([photos/f for f in files], StoredImage(store)), bs=4, num_workers=0, after_item=[Resize(16, method='squish'), ToTensor()]).one_batch()
+    alone = StoreDL(TfmdLists([photos/f for f in files], StoredImage(store)), bs=4, num_workers=0,
+                    after_item=[Resize(16, method='squish'), ToTensor()]).one_batch()
     plain = TfmdDL(TfmdLists([photos/f for f in files], PILImage.create), bs=4, num_workers=0, after_item=[Resize(16, method='squish'), ToTensor()]).one_batch()
     assert (alone.float()-plain.float()).abs().max() <= 2
 

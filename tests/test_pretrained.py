@@ -39,7 +39,8 @@ def set_up(monkeypatch, **kwargs):
     monkeypatch.undo()
     return found['learn'],found['lr']
 
-@pytest.mark.cell('Learner', 'weights to begin from (`--pretrained FILE`, with dropout as well): all layers but the last have them, and learn at a smaller rate')
+@pytest.mark.cell('Learner', 'weights to begin from (`--pretrained FILE`, with dropout as well): all layers but the last have them, and '
+                             'learn at a smaller rate')
 @pytest.mark.parametrize('dropout', [0.,.5])
 def test_all_but_the_last_layer_begin_from_a_file(mini, weights, monkeypatch, dropout):
     learn,lr = set_up(monkeypatch, path=mini, pretrained=weights, dropout=dropout)
@@ -76,7 +77,8 @@ def test_a_killed_run_from_pretrained_weights_goes_on(mini, weights, tmp_path, m
     assert o['accuracy'] == whole['accuracy'] and all(torch.equal(a[k], b[k]) for k in a)
     assert o['config']['pretrained'].startswith('model.pth [') and o['overrides']['pretrained'] == o['config']['pretrained']
     assert 'xresnet10_half from the weights model.pth [' in conditions([o]) and '(divided by 10 below the last layer)' in conditions([o])
-    assert 'from the weights' not in conditions([{**o, 'config':{k:v for k,v in o['config'].items() if k not in ('pretrained','lr_mult')}}]) # a record from before the option
+    # a record from before the option
+    assert 'from the weights' not in conditions([{**o, 'config':{k:v for k,v in o['config'].items() if k not in ('pretrained','lr_mult')}}])
 
 @pytest.mark.cell('Resume', 'weights that the run began from change or vanish: one line, and it goes on when they are back')
 def test_weights_that_vanish_while_a_run_trains(mini, weights, tmp_path, monkeypatch):
@@ -96,7 +98,8 @@ def test_weights_that_vanish_while_a_run_trains(mini, weights, tmp_path, monkeyp
     kw = {k:v for k,v in dict(small, path=mini, pretrained=str(file)).items() if k != 'bar'}
     assert is_done(tmp_path/'r', kw) and not is_done(tmp_path/'r', {**kw, 'pretrained':'other.pth'}) and not is_done(tmp_path/'r', {**kw, 'pretrained':weights})
     assert {'pretrained','lr_mult'} & {*o['overrides']} == {'pretrained'}
-    assert len(published_beside([{**o, 'config':{**o['config'], 'dataset':'nette'}}])) == 0 < len(published_beside([{**o, 'config':{**o['config'], 'dataset':'nette', 'pretrained':None}}]))
+    assert len(published_beside([{**o, 'config':{**o['config'], 'dataset':'nette'}}])) == 0 < len(
+        published_beside([{**o, 'config':{**o['config'], 'dataset':'nette', 'pretrained':None}}]))
 
 def test_the_weights_that_a_run_began_from_are_not_replaced(mini, weights, tmp_path):
     file = shutil.copyfile(weights, tmp_path/'model.pth')
@@ -130,13 +133,15 @@ def test_published_weights(monkeypatch):
     monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url', offline)
     with pytest.raises(InputError, match='cannot be fetched .no network here'): make_model('resnet18', 3, pretrained='published')
 
-def test_statistics_of_torchvision(): assert pretrained_stats('efficientnet_v2_l', 'published') == ([.5]*3,)*2 and pretrained_stats('resnet50', 'published') == imagenet_stats
+def test_statistics_of_torchvision():
+    assert pretrained_stats('efficientnet_v2_l', 'published') == ([.5]*3,)*2 and pretrained_stats('resnet50', 'published') == imagenet_stats
 
 def test_networks_of_torchvision_that_load_their_weights_in_a_way_of_their_own(monkeypatch, tmp_path):
     "Older names of DenseNet, another version of MNASNet"
     for arch in ('densenet121','mnasnet0_5'):
         m = torchvision.models.get_model(arch, num_classes=1000)
-        old = {(k.replace('.norm1.', '.norm.1.').replace('.conv1.', '.conv.1.').replace('.norm2.', '.norm.2.').replace('.conv2.', '.conv.2.') if 'denselayer' in k else k):v for k,v in m.state_dict().items() if 'num_batches' not in k or arch != 'densenet121'}
+        old = {(k.replace('.norm1.', '.norm.1.').replace('.conv1.', '.conv.1.').replace('.norm2.', '.norm.2.').replace('.conv2.', '.conv.2.')
+                if 'denselayer' in k else k):v for k,v in m.state_dict().items() if 'num_batches' not in k or arch != 'densenet121'}
         state = type(m.state_dict())(old)
         if arch == 'mnasnet0_5': state._metadata = m.state_dict()._metadata
         monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url', lambda url,**kw: state)
@@ -188,7 +193,8 @@ def test_the_preset_begins_early_with_pretrained_weights(make_dls, make_learn, m
     assert passes(fetched) == early
     learn,_ = set_up(monkeypatch, path=mini, pretrained=weights, robust='auto')
     assert passes(learn) == early
-    for kw,want in ((dict(takeover=(1,3)),[(0,0),(0,0),(.5,0)]), (dict(doubt=None),[(0,0),(1,0),(1,0)]), (dict(doubt=(1,3)),[(0,0),(1,0),(1,.5)]), (dict(takeover=(0,1), doubt=(1,3)),[(0,0),(1,0),(1,.5)])):
+    for kw,want in ((dict(takeover=(1,3)),[(0,0),(0,0),(.5,0)]), (dict(doubt=None),[(0,0),(1,0),(1,0)]), (dict(doubt=(1,3)),[(0,0),(1,0),(1,.5)]),
+                    (dict(takeover=(0,1), doubt=(1,3)),[(0,0),(1,0),(1,.5)])):
         learn = make_learn(cbs=RobustLoss(ForwardCorrection(lam=3, **kw)))
         learn.pretrained = True
         assert passes(learn) == want, kw

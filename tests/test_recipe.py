@@ -47,7 +47,8 @@ facts = {
     'sesemi-200ep':      dict(dataset='nette', arch='resnet50', opt='sgd', lr=.1, warmup=10, warmup_lr=.001, bs=4*32, unlabeled_bs=32, epochs=200),
     'sesemi-wang-80ep':  dict(dataset='wang', arch='resnet50', opt='sgd', lr=.1, warmup=10, warmup_lr=.001, bs=4*32, unlabeled_bs=32, epochs=80),
     'sesemi-wang-200ep': dict(dataset='wang', arch='resnet50', opt='sgd', lr=.1, warmup=10, warmup_lr=.001, bs=4*32, unlabeled_bs=32, epochs=200)}
-all_of_them = dict(size=224, aug='sesemi', dropout=.5, sched='poly', epoch_unit='unlabeled', unlabeled='all', weight=1., rampup=0., turns='all', bn='separate', smoothing=0., robust='none')
+all_of_them = dict(size=224, aug='sesemi', dropout=.5, sched='poly', epoch_unit='unlabeled', unlabeled='all', weight=1., rampup=0., turns='all',
+                   bn='separate', smoothing=0., robust='none')
 
 @pytest.mark.cell('Schedules and fits', 'published protocols by name')
 @pytest.mark.parametrize('name', facts)
@@ -189,7 +190,8 @@ def test_lengths_follow_the_unit_of_the_epochs(mini, monkeypatch):
         seen.update(n_epoch=n_epoch, rampup=learn.sesemi.rampup, rot_only=learn.sesemi.rot_only, warmup=kw['warmup'])
         fit(learn, n_epoch, lr, **kw)
     monkeypatch.setitem(exp.schedules, 'poly', poly)
-    exp.train_run(dataset='mini', path=str(mini), noise=50, size=32, arch='xresnet10_half', bs=32, workers=0, sched='poly', epochs=36, epoch_unit='steps', rampup=18, rot_only=9, warmup=12, bar=False)
+    exp.train_run(dataset='mini', path=str(mini), noise=50, size=32, arch='xresnet10_half', bs=32, workers=0, sched='poly', epochs=36,
+                  epoch_unit='steps', rampup=18, rot_only=9, warmup=12, bar=False)
     assert seen == dict(n_epoch=4, rampup=2, rot_only=1, warmup=pytest.approx(4/3))
 
 def test_a_data_folder_with_the_name_of_an_option():

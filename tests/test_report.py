@@ -15,7 +15,8 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp('report')
     mini = make_mini(folder/'mini', 120, 20)
     for name,unlabeled in dict(plain='none', sesemi='train').items():
-        assert run('sesemi-train', '--dataset', 'mini', '--path', mini, '--epochs', 2, '--unlabeled', unlabeled, '--out', folder/'runs'/name, '--no-bar', *small).returncode == 0
+        assert run('sesemi-train', '--dataset', 'mini', '--path', mini, '--epochs', 2, '--unlabeled', unlabeled, '--out', folder/'runs'/name,
+                   '--no-bar', *small).returncode == 0
     res = run('sesemi-report', folder/'runs', '--path', mini)
     assert res.returncode == 0, res.stderr
     assert res.stdout.split() == [str(folder/'runs/report.html')]
@@ -24,7 +25,8 @@ def report(tmp_path_factory):
 
 def test_it_holds_all_its_parts(report):
     html = report.read_text()
-    for part in ('Accuracy on the validation images','50% wrong labels','Which class was taken for which','labels found least likely','Training labels that look most wrong','A rotated batch'): assert part in html, part
+    for part in ('Accuracy on the validation images','50% wrong labels','Which class was taken for which','labels found least likely',
+                 'Training labels that look most wrong','A rotated batch'): assert part in html, part
     assert 'Published by others' not in html # of drawn images nobody has
     assert (html.count('data:image/png'),html.count('data:image/webp')) == (1,2+2+2+1)
     assert not re.findall(r'(?:src|href)="(?!data:)', html) and '<script' not in html
@@ -52,7 +54,8 @@ def test_it_renders_without_errors(report, tmp_path, width):
 def test_published_figures_stand_beside_their_data_only():
     from sesemi_fastai.table import published_beside
     def of(dataset, noise): return published_beside([dict(config=dict(dataset=dataset, noise=noise))])
-    assert set(of('nette', 50).dataset) == {'imagenette'} and set(of('nette', 50).pct_noise) == {50} and set(of('wang', 0).dataset) == {'imagewang'} and not len(of('own', 0)) and not len(of('mini', 50))
+    assert set(of('nette', 50).dataset) == {'imagenette'} and set(of('nette', 50).pct_noise) == {50} and set(of('wang', 0).dataset) == {
+        'imagewang'} and not len(of('own', 0)) and not len(of('mini', 50))
 
 def test_own_table_and_few_images(tmp_path):
     "The folder around the table that the run was trained from is enough, and so are fewer images than the picture has room for"
@@ -60,11 +63,13 @@ def test_own_table_and_few_images(tmp_path):
     mini = make_mini(tmp_path/'flat', 10, 10)
     table = pd.read_csv(mini/'noisy_mini.csv')
     table.assign(label=['a','b']*10)[['path','label','is_valid']].groupby('is_valid').head(6).to_csv(mini/'my.csv', index=False)
-    assert run('sesemi-train', '--dataset', 'own', '--path', mini/'my.csv', '--epochs', 1, '--unlabeled', 'none', '--out', tmp_path/'runs/a', '--no-bar', *small, '--bs', 4).returncode == 0
+    assert run('sesemi-train', '--dataset', 'own', '--path', mini/'my.csv', '--epochs', 1, '--unlabeled', 'none', '--out', tmp_path/'runs/a',
+               '--no-bar', *small, '--bs', 4).returncode == 0
     res = run('sesemi-report', tmp_path/'runs', '--path', mini)
     assert res.returncode == 0 and 'A rotated batch' in (tmp_path/'runs/report.html').read_text(), res.stderr
 
 def test_mistakes(tmp_path, report):
-    for args,says in {(tmp_path,):'no finished record', (report.parent,'--noise','5'):'has noise 5', (report.parent,'--path',tmp_path):'table of labels'}.items():
+    for args,says in {(tmp_path,):'no finished record', (report.parent,'--noise','5'):'has noise 5',
+                      (report.parent,'--path',tmp_path):'table of labels'}.items():
         res = run('sesemi-report', *args)
         assert res.returncode == 2 and len(res.stderr.strip().splitlines()) == 1 and (says in res.stderr or 'is not there' in res.stderr), res.stderr

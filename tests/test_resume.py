@@ -3,7 +3,9 @@ import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, CancelFitException, EarlyStoppingCallback, CSVLogger, GradientAccumulation, ImageDataLoaders, LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, Resize, SaveModelCallback, SGD, accuracy, Learner, nn, ranger, resnet18, vision_learner, xresnet18)
+from fastai.vision.all import (Adam, Callback, CancelFitException, EarlyStoppingCallback, CSVLogger, GradientAccumulation, ImageDataLoaders,
+    LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, Resize, SaveModelCallback, SGD, accuracy,
+    Learner, nn, ranger, resnet18, vision_learner, xresnet18)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
@@ -32,13 +34,19 @@ class Crash(Callback):
 torch_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True))
 torch_adam = partial(OptimWrapper, opt=torch.optim.AdamW)
 
-@pytest.mark.cell('Resume', 'SGD, Adam, ranger, ranger_fused, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; MixUp; gradient accumulation; bf16')
-@pytest.mark.parametrize('kwargs', [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=ranger_fused), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
-    dict(bn='joint'), dict(precision='bf16', opt_func=ranger), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]), dict(cbs=[partial(GradientAccumulation, 40)]), dict(precision='bf16'),
-    dict(form=dict(turns='one', every=3)), dict(form=dict(unlabeled='batch')), dict(form=dict(size=24, rot_only=1)), dict(cbs=[partial(StepsPerEpoch, 11)])], ids=['SGD','Adam','ranger','ranger_fused','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation','accumulation over the end','bf16','one turn, every third step','own batch','smaller, rotations first','epochs of 11 steps'])
+@pytest.mark.cell('Resume', 'SGD, Adam, ranger, ranger_fused, torch SGD-Nesterov, torch AdamW; both BatchNorm modes; loader workers; '
+                            'MixUp; gradient accumulation; bf16')
+@pytest.mark.parametrize('kwargs',
+    [dict(opt_func=SGD), dict(opt_func=Adam), dict(opt_func=ranger), dict(opt_func=ranger_fused), dict(opt_func=torch_sgd), dict(opt_func=torch_adam),
+    dict(bn='joint'), dict(precision='bf16', opt_func=ranger), dict(workers=1), dict(cbs=[MixUp]), dict(cbs=[partial(GradientAccumulation, 16)]),
+    dict(cbs=[partial(GradientAccumulation, 40)]), dict(precision='bf16'),
+    dict(form=dict(turns='one', every=3)), dict(form=dict(unlabeled='batch')), dict(form=dict(size=24, rot_only=1)), dict(cbs=[partial(StepsPerEpoch, 11)])],
+    ids=['SGD','Adam','ranger','ranger_fused','torch SGD','torch AdamW','joint','ranger in bf16','workers','MixUp','accumulation',
+    'accumulation over the end','bf16','one turn, every third step','own batch','smaller, rotations first','epochs of 11 steps'])
 def test_resumed_is_uninterrupted(make_learn, tmp_path, kwargs):
     kwargs = dict(kwargs)
-    bn,workers,cbs,precision,form = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision', 'fp32'),kwargs.pop('form', {})
+    bn,workers,cbs,precision,form = kwargs.pop('bn', 'separate'),kwargs.pop('workers', None),kwargs.pop('cbs', []),kwargs.pop('precision',
+        'fp32'),kwargs.pop('form', {})
     def new(): return make_learn(cbs=[SESEMI(bn=bn, num_workers=workers, rampup=3, **form), *(f() for f in cbs)], **kwargs).to_precision(precision)
     def go(learn, *cbs):
         with Quiet(learn): learn.fit_one_cycle(4, .01, cbs=cbs)
@@ -58,7 +66,8 @@ class Late(Callback):
 
 @pytest.mark.cell('Resume', 'SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau go on where they were; no callback sees an epoch twice')
 @pytest.mark.parametrize('make', [lambda: SaveModelCallback('accuracy', fname='best'), lambda: SaveModelCallback(fname='m', every_epoch=True),
-    lambda: EarlyStoppingCallback('accuracy', patience=3), lambda: ReduceLROnPlateau('accuracy', comp=np.greater, min_delta=2, patience=2, factor=10)], ids=['best','every epoch','stop','plateau'])
+    lambda: EarlyStoppingCallback('accuracy', patience=3), lambda: ReduceLROnPlateau('accuracy', comp=np.greater, min_delta=2, patience=2, factor=10)],
+    ids=['best','every epoch','stop','plateau'])
 def test_trackers_go_on(make_learn, tmp_path, make):
     class Epochs(Callback):
         def before_fit(self): self.seen = []
@@ -413,7 +422,8 @@ def test_diverged_runs(mini, tmp_path, monkeypatch):
         mp.setattr(cb, 'rotation_loss', broken)
         res = run('sesemi-compare', tmp_path/'c', '--path', mini, '--seeds', 0, '--epochs', 1, *small)
         assert res.returncode == 1 and '1 of 3 runs ended early' in res.stderr
-        assert {f.parent.name.split('-')[0]:json.loads(f.read_text())['status'] for f in (tmp_path/'c').rglob('record.json')} == dict(plain='done', sesemi='diverged', plain_compute='done')
+        assert {f.parent.name.split('-')[0]:json.loads(f.read_text())['status'] for f in (tmp_path/'c').rglob('record.json')} == dict(plain='done',
+            sesemi='diverged', plain_compute='done')
     assert run('sesemi-train', '--path', mini, '--epochs', 1, '--lr', .001, '--out', tmp_path/'c/sesemi-1ep-seed0', *small).returncode == 0
 
 def test_a_fit_of_other_kind_is_not_taken_for_this_one(make_learn, make_dls, tmp_path, capsys):
@@ -426,13 +436,16 @@ def test_a_fit_of_other_kind_is_not_taken_for_this_one(make_learn, make_dls, tmp
     go()
     assert 'is done, nothing is trained' in capsys.readouterr().err
     go(opt_func=partial(SGD, lr=.1)) # which the schedule overrides
-    for kwargs,word in ((dict(lr=1e-6), 'lr'), (dict(cbs=[RobustLoss(ELR())]), 'callbacks'), (dict(opt_func=Adam), 'optimizer'), (dict(opt_func=ranger), 'optimizer'), (dict(opt_func=torch_sgd), 'optimizer'), (dict(opt_func=torch_adam), 'optimizer'),
-                        (dict(model=xresnet18(n_out=4)), 'network'), (dict(loss_func=LabelSmoothingCrossEntropyFlat()), 'loss'), (dict(dls=make_dls(bs=4)), 'batch')):
+    for kwargs,word in ((dict(lr=1e-6), 'lr'), (dict(cbs=[RobustLoss(ELR())]), 'callbacks'), (dict(opt_func=Adam), 'optimizer'),
+                        (dict(opt_func=ranger), 'optimizer'), (dict(opt_func=torch_sgd), 'optimizer'), (dict(opt_func=torch_adam), 'optimizer'),
+                        (dict(model=xresnet18(n_out=4)), 'network'), (dict(loss_func=LabelSmoothingCrossEntropyFlat()), 'loss'),
+                        (dict(dls=make_dls(bs=4)), 'batch')):
         with pytest.raises(InputError, match=f'of another fit: {word} .* there'): go(**kwargs)
 
 def test_other_labels_are_another_fit(mini, tmp_path):
     def go(noise):
-        learn = Learner(mini_dls(noise=noise, path=mini, size=32, bs=16, num_workers=0), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path, cbs=Checkpoint(tmp_path/'c', resume=True))
+        learn = Learner(mini_dls(noise=noise, path=mini, size=32, bs=16, num_workers=0),
+                        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path, cbs=Checkpoint(tmp_path/'c', resume=True))
         with Quiet(learn): learn.fit(1, .01)
     go(50); go(50)
     with pytest.raises(InputError, match='another fit: train 120 images'): go(5)
@@ -443,7 +456,9 @@ def test_another_order_is_another_fit(mini, tmp_path, rows):
     table = noisy_table(mini, 50)
     def go(table):
         if rows: dls = table_dls(table, mini, 32, bs=16, num_workers=0)
-        else: dls = ImageDataLoaders.from_lists(mini, [mini/o for o in table.path], list(table.label), valid_pct=.2, seed=0, item_tfms=Resize(32), bs=16, num_workers=0)
+        else:
+            dls = ImageDataLoaders.from_lists(mini, [mini/o for o in table.path], list(table.label), valid_pct=.2, seed=0, item_tfms=Resize(32),
+                bs=16, num_workers=0)
         learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path, cbs=Checkpoint(tmp_path/'c', resume=True))
         with Quiet(learn): learn.fit(1, .01)
     go(table); go(table)

@@ -2,7 +2,10 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CategoryBlock, ColReader, CrossEntropyLossFlat, CSVLogger, CutMix, DataBlock, DataLoader, DataLoaders, GradientAccumulation, ImageBlock, IndexSplitter, LabelSmoothingCrossEntropyFlat, Learner, MixUp, Resize, SGD, ShortEpochCallback, TensorCategory, accuracy, get_image_files, noop, load_learner, ranger, set_seed)
+from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CategoryBlock, ColReader,
+    CrossEntropyLossFlat, CSVLogger, CutMix, DataBlock, DataLoader, DataLoaders, GradientAccumulation, ImageBlock, IndexSplitter,
+    LabelSmoothingCrossEntropyFlat, Learner, MixUp, Resize, SGD, ShortEpochCallback, TensorCategory, accuracy, get_image_files, noop,
+    load_learner, ranger, set_seed)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint
 from sesemi_fastai.core import InputError
@@ -36,7 +39,8 @@ class Items(Callback):
         self.seen += y.idx.tolist()
 
 @pytest.mark.cell('Robust losses', 'labels know their image: shuffling, loader workers, MixUp, CutMix, gradient accumulation')
-@pytest.mark.parametrize('cbs,workers', [([],0), ([],2), ([MixUp],0), ([CutMix],0), ([lambda: GradientAccumulation(16)],0), ([SESEMI],0), ([lambda: SESEMI(bs=6)],2)],
+@pytest.mark.parametrize('cbs,workers',
+                         [([],0), ([],2), ([MixUp],0), ([CutMix],0), ([lambda: GradientAccumulation(16)],0), ([SESEMI],0), ([lambda: SESEMI(bs=6)],2)],
                          ids=['plain','workers','MixUp','CutMix','accumulation','SESEMI','SESEMI and workers'])
 def test_items_of_a_batch(make_learn, make_dls, cbs, workers):
     dls = make_dls()
@@ -49,9 +53,11 @@ def test_plain_training_does_not_see_the_index(make_learn):
     for cbs in ([], [SESEMI(bs=6)]):
         for cb in (ItemIndex, Memorisation): # before and behind SESEMI in order
             a,b = fit(make_learn(cbs=[copy.copy(o) for o in cbs]), 3),fit(make_learn(cbs=[cb(), *map(copy.copy, cbs)]), 3)
-            assert all(torch.equal(p, q) for p,q in zip(a.model.state_dict().values(), b.model.state_dict().values())) and a.recorder.losses == b.recorder.losses
+            assert all(torch.equal(p, q) for p,
+                       q in zip(a.model.state_dict().values(), b.model.state_dict().values())) and a.recorder.losses == b.recorder.losses
 
-@pytest.mark.cell('Robust losses', 'GCE, SCE, bootstrapping, ELR: with SESEMI, MixUp, CutMix, bf16, gradient accumulation; the Learner keeps its own loss for everything but training')
+@pytest.mark.cell('Robust losses', 'GCE, SCE, bootstrapping, ELR: with SESEMI, MixUp, CutMix, bf16, gradient accumulation; the Learner '
+                                   'keeps its own loss for everything but training')
 @pytest.mark.parametrize('name', every)
 @pytest.mark.parametrize('extra', [[], ['SESEMI'], ['MixUp'], ['CutMix'], ['bf16'], ['accumulation'], ['SESEMI','MixUp','bf16','accumulation']], ids='+'.join)
 def test_every_loss_in_company(make_learn, name, extra):
@@ -105,7 +111,9 @@ def test_resumed(make_learn, tmp_path, name, source):
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
     assert whole.memorisation.history == resumed.memorisation.history and torch.equal(whole.label_report.probs(), resumed.label_report.probs())
     if name in ('elr','auto'): assert torch.equal(*(o.robust_loss.loss_func_of_training.targets for o in (whole, resumed)))
-    if name == 'auto': assert len({(o.robust_loss.loss_func_of_training.passes, o.robust_loss.loss_func_of_training.rate) for o in (whole, resumed)}) == 1 and whole.robust_loss.loss_func_of_training.passes == pytest.approx(4)
+    if name == 'auto':
+        assert len({(o.robust_loss.loss_func_of_training.passes, o.robust_loss.loss_func_of_training.rate)
+                    for o in (whole, resumed)}) == 1 and whole.robust_loss.loss_func_of_training.passes == pytest.approx(4)
     if source: assert torch.equal(*(chosen_labels(o).losses for o in (whole, resumed))) and chosen_labels(whole).rejected.any()
     if name == 'fixmatch': assert whole.fix_match.n_images == resumed.fix_match.n_images > 0
 
@@ -132,7 +140,8 @@ def test_share_of_wrong_labels_is_estimated(make_learn, make_dls, tmp_path):
     fit(learn, 2, cbs=CSVLogger(tmp_path/'h.csv'))
     t,y = loss.targets[:,:-1],torch.tensor([learn.dls.vocab.o2i[f.parent.name] for f in learn.dls.train_ds.items])
     assert t.shape == (48,3) and torch.equal(loss.targets[:,-1], y+1.) and loss.passes == pytest.approx(2)
-    assert pd.read_csv(tmp_path/'h.csv').wrong_labels.tolist()[-1] == pytest.approx((t.argmax(1) != y).float().mean().item()) # 50 images are counted, if there are
+    # 50 images are counted, if there are
+    assert pd.read_csv(tmp_path/'h.csv').wrong_labels.tolist()[-1] == pytest.approx((t.argmax(1) != y).float().mean().item())
     assert traces(learn) == CLEAN and len(learn.validate()) == 2
     with learn.no_bar(): learn.lr_find(show_plot=False, num_it=5)
     assert loss.passes == pytest.approx(2)
@@ -295,7 +304,8 @@ def test_labels_are_counted_class_by_class(n, k, seen):
     assert 0 <= share_by_class(got) < 1 and torch.allclose(transition(got).sum(1), torch.ones(k))
     if not seen: assert np.isnan(share_of_wrong_labels(torch.tensor(p), labels))
 
-@pytest.mark.cell('Robust losses', 'wrong labels that follow the class: forward correction finds the matrix, and no matrix where they are drawn from all classes; resumed bit for bit')
+@pytest.mark.cell('Robust losses', 'wrong labels that follow the class: forward correction finds the matrix, and no matrix where they are '
+                                   'drawn from all classes; resumed bit for bit')
 @pytest.mark.parametrize('after', [True, False])
 def test_wrong_labels_that_follow_the_class(after):
     set_seed(0)
@@ -305,7 +315,8 @@ def test_wrong_labels_that_follow_the_class(after):
     ds = [(x[i],TensorCategory(given[i])) for i in range(1500)]
     def learner(**kwargs):
         set_seed(0)
-        return Learner(DataLoaders(DataLoader(ds, bs=50, shuffle=True), DataLoader(ds, bs=500)), torch.nn.Sequential(torch.nn.Linear(2,128), torch.nn.ReLU(), torch.nn.Linear(128,4)), loss_func=CrossEntropyLossFlat(),
+        return Learner(DataLoaders(DataLoader(ds, bs=50, shuffle=True), DataLoader(ds, bs=500)),
+                       torch.nn.Sequential(torch.nn.Linear(2,128), torch.nn.ReLU(), torch.nn.Linear(128,4)), loss_func=CrossEntropyLossFlat(),
             cbs=RobustLoss(ForwardCorrection(surest=.2, **kwargs)))
     learn = learner()
     with learn.no_bar(), learn.no_logging(): learn.fit(6, 3e-3)
@@ -400,8 +411,10 @@ def test_evaluation_in_the_middle(make_learn):
         order = 50
         def after_epoch(self):
             if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1), self.learn.validate()
-    learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3) # fastai's Recorder forgets its epochs there
-    assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history) and learn.label_report.epochs == 3
+    # fastai's Recorder forgets its epochs there
+    learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3)
+    assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1
+        for o in learn.memorisation.history) and learn.label_report.epochs == 3
 
 @pytest.mark.cell('Robust losses', 'get_preds(with_loss=True) in the middle of training: the loss of each image by the Learner\'s own loss')
 @pytest.mark.parametrize('own', [CrossEntropyLossFlat(), F.cross_entropy])
@@ -412,7 +425,8 @@ def test_losses_of_images_in_the_middle(make_learn, own, mixup):
         def after_step(self):
             if self.learn.lock.locked(): return
             probs,targs,losses = self.learn.get_preds(ds_idx=1, with_loss=True, act=noop)
-            assert torch.allclose(losses.as_subclass(torch.Tensor), F.cross_entropy(probs, targs.as_subclass(torch.Tensor), reduction='none'), atol=1e-5) and losses.shape == targs.shape
+            assert torch.allclose(losses.as_subclass(torch.Tensor), F.cross_entropy(probs, targs.as_subclass(torch.Tensor), reduction='none'),
+                                  atol=1e-5) and losses.shape == targs.shape
             self.looked,self.loss_of_training = True,self.learn.loss_func
             raise CancelFitException
     learn = make_learn(loss_func=own, cbs=[RobustLoss(GCE()), *(o() for o in mixup), Looks()])
@@ -550,7 +564,8 @@ def test_rejected_labels_have_no_gradient(make_learn):
         return [p.clone() for p in fit(make_learn(cbs=[RobustLoss(loss), Scramble()]), 1).model.parameters()]
     assert all(torch.equal(a, b) for a,b in zip(weights(False), weights(True)))
 
-@pytest.mark.cell('Robust losses', 'the average of the weights is evaluated, saved, exported and trained on; its network is the optimizer\'s own while it trains')
+@pytest.mark.cell('Robust losses', 'the average of the weights is evaluated, saved, exported and trained on; its network is the '
+                                   'optimizer\'s own while it trains')
 def test_average_is_what_others_see(make_learn, tmp_path):
     from fastai.vision.all import SaveModelCallback
     learn = fit(make_learn(cbs=[EMA(), SESEMI()], opt_func=ranger), 3, cbs=SaveModelCallback('valid_loss', every_epoch=True, fname='m'))
@@ -569,7 +584,8 @@ def test_fixmatch_leaves_the_labelled_images_alone(make_learn):
     "Its random numbers are its own: with a weight of nothing, training is what it is without it"
     def weights(*cbs):
         torch.manual_seed(0)
-        return [p.clone() for p in fit(make_learn(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(.2), torch.nn.Linear(3*32*32, 3)), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs]), 2).model.parameters()]
+        return [p.clone() for p in fit(make_learn(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(.2), torch.nn.Linear(3*32*32, 3)),
+            cbs=[RobustLoss(SmallLoss(start=0.)), *cbs]), 2).model.parameters()]
     fix = FixMatch(tau=.3, weight=0.)
     assert all(torch.equal(a, b) for a,b in zip(weights(), weights(fix))) and fix.n_images > 0
 
@@ -663,7 +679,8 @@ def test_settings_of_the_correction():
     for kw,says in ((dict(lam=3, takeover=(30,60)),'from 30 on'), (dict(takeover=('a','b')),'two numbers')):
         with pytest.raises(InputError, match=says): ForwardCorrection(**kw)
 
-@pytest.mark.cell('Robust losses', 'another callback draws from the training loader in the middle of the pass (one_batch, show_batch): labels still know their image')
+@pytest.mark.cell('Robust losses', 'another callback draws from the training loader in the middle of the pass (one_batch, show_batch): '
+                                   'labels still know their image')
 @pytest.mark.parametrize('workers', [0,2])
 def test_a_batch_is_drawn_in_the_middle(make_learn, make_dls, workers):
     class Draws(Callback):
@@ -684,7 +701,8 @@ def test_the_larger_part_of_mixed_images(make_learn):
             if not self.training: return
             mix = self.learn.cut_mix
             want = self.learn.yb[0] if mix.lam >= .5 else mix.yb1[0]
-            assert torch.equal(self.learn.memorisation.idx, want.idx) and torch.equal(self.learn.memorisation.labels.as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))
+            assert torch.equal(self.learn.memorisation.idx, want.idx) and torch.equal(self.learn.memorisation.labels.as_subclass(torch.Tensor),
+                want.as_subclass(torch.Tensor))
             self.swapped += (mix.lam < .5).item()
     assert 0 < fit(make_learn(cbs=[Memorisation(), LabelReport(), CutMix(), Parts()]), 6).parts.swapped < 36
 
@@ -703,10 +721,12 @@ def test_labels_that_are_numbers(make_learn, image_folder):
     df['true'] = df.label.astype(float)
     df.loc[:5, 'true'] = float('nan')
     df.loc[6:9, 'label'] = (df.label.loc[6:9]+1) % 3
-    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=IndexSplitter(range(48, 60)), item_tfms=Resize(32))
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=IndexSplitter(range(48, 60)),
+                      item_tfms=Resize(32))
     learn = fit(make_learn(model=tiny_model(5), dls=block.dataloaders(df, bs=8, num_workers=0), cbs=[LabelReport(), Memorisation(), Predictions()]))
     found = learn.label_report.frame()
-    assert len(found) == 48 and truly_wrong(found).sum() == 4 and len(truly_wrong(found)) == 42 and {*found.suggested} <= {'0','1','2'} and [o for o in found if o.startswith('p:')] == ['p:0','p:1','p:2']
+    assert len(found) == 48 and truly_wrong(found).sum() == 4 and len(truly_wrong(found)) == 42 and {*found.suggested} <= {'0','1',
+        '2'} and [o for o in found if o.startswith('p:')] == ['p:0','p:1','p:2']
     assert 0 < average_precision(found) <= 1 and learn.memorisation.history[0]['wrong_as_true'] is not None and len(learn.predictions.frame()) == 12
 
 @pytest.mark.cell('Robust losses', 'labels that are not one class an image, too few outputs, a loss among callbacks: one line each')
@@ -722,12 +742,15 @@ def test_wrong_labels_of_a_loss(make_learn, loss):
     with pytest.raises(InputError, match='n_out=dls.c'): fit(make_learn(model=tiny_model(2), cbs=RobustLoss(loss())))
 
 def test_settings_that_make_no_sense():
-    for wrong in (lambda: ELR(label_smoothing=2), lambda: SCE(float('nan')), lambda: RobustLoss(EMA()), lambda: robust_cbs(['elr','ema']), lambda: GCE()(torch.zeros(1, 2), torch.tensor([0]), reduction='foo')):
+    for wrong in (lambda: ELR(label_smoothing=2), lambda: SCE(float('nan')), lambda: RobustLoss(EMA()), lambda: robust_cbs(['elr','ema']),
+                  lambda: GCE()(torch.zeros(1, 2), torch.tensor([0]), reduction='foo')):
         with pytest.raises(InputError): wrong()
 
 @pytest.mark.parametrize('value', ['0.7', None, [1], float('nan'), float('inf'), 10**400])
-@pytest.mark.parametrize('make,names', [(GCE,'q'), (SCE,'alpha beta log_zero'), (Bootstrap,'beta'), (ELR,'beta lam label_smoothing'), (ForwardCorrection,'beta surest trust lam by_class'), (SmallLoss,'start threshold beta'), (FixMatch,'tau weight seed'), (EMA,'decay'),
-    (SESEMI,'weight rampup seed every rot_only turned bs size num_workers'), (lambda **kw: Checkpoint('there', **kw),'every keep'), (lambda **kw: accepted(pd.DataFrame(dict(path=['a'], suggested=['b'], score=[1.])), **kw),'threshold top')])
+@pytest.mark.parametrize('make,names', [(GCE,'q'), (SCE,'alpha beta log_zero'), (Bootstrap,'beta'), (ELR,'beta lam label_smoothing'),
+    (ForwardCorrection,'beta surest trust lam by_class'), (SmallLoss,'start threshold beta'), (FixMatch,'tau weight seed'), (EMA,'decay'),
+    (SESEMI,'weight rampup seed every rot_only turned bs size num_workers'), (lambda **kw: Checkpoint('there', **kw),'every keep'),
+    (lambda **kw: accepted(pd.DataFrame(dict(path=['a'], suggested=['b'], score=[1.])), **kw),'threshold top')])
 def test_settings_that_are_no_numbers(make, names, value):
     "One line that names the setting; None is a value of its own where the signature says so"
     for name in names.split():
@@ -735,10 +758,13 @@ def test_settings_that_are_no_numbers(make, names, value):
         else:
             with pytest.raises(InputError, match=f'^{name}=.*: give a (whole )?number$'): make(**{name:value})
 
-@pytest.mark.cell('Robust losses', 'loaders of a plain dataset, without items or normalisation: FixMatch trains, rejected images for SESEMI are refused in one line')
+@pytest.mark.cell('Robust losses', 'loaders of a plain dataset, without items or normalisation: FixMatch trains, rejected images for '
+                                   'SESEMI are refused in one line')
 def test_rejected_images_of_a_plain_dataset(tmp_path):
     ds = [(torch.rand(3, 32, 32), torch.tensor(i%3)) for i in range(24)]
-    def learn(*cbs): return Learner(DataLoaders(*(DataLoader(ds, bs=8, shuffle=True) for _ in range(2))), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=[RobustLoss(SmallLoss(start=0.)), *cbs], path=tmp_path)
+    def learn(*cbs):
+        return Learner(DataLoaders(*(DataLoader(ds, bs=8, shuffle=True) for _ in range(2))), tiny_model(), loss_func=CrossEntropyLossFlat(),
+                       cbs=[RobustLoss(SmallLoss(start=0.)), *cbs], path=tmp_path)
     fit(fixed := learn(FixMatch(tau=.3)), 4)
     assert fixed.fix_match.norm is None and fixed.fix_match.n_images > 0
     with pytest.raises(InputError, match='has no items to turn'): fit(learn(SESEMI(rejected_items, bs=2)))
@@ -748,7 +774,8 @@ def test_small_integers():
     pred = torch.randn(4, 3)
     for loss in (SmallLoss(), GCE()):
         if hasattr(loss, 'begin'): loss.begin(4, 'cpu')
-        for dtype in (torch.int8, torch.int32): torch.testing.assert_close(loss(pred, torch.tensor([0,1,2,0], dtype=dtype)), loss(pred, torch.tensor([0,1,2,0])))
+        for dtype in (torch.int8, torch.int32):
+            torch.testing.assert_close(loss(pred, torch.tensor([0,1,2,0], dtype=dtype)), loss(pred, torch.tensor([0,1,2,0])))
 
 def test_several_processes_remember_an_image_that_both_have_seen(monkeypatch):
     "The mean of what they remember, instead of twice the change"
@@ -772,14 +799,17 @@ def test_two_inputs(make_learn, image_folder):
         def forward(self, a, b): return self.net(a) + self.net(b)
     df = pd.DataFrame(dict(path=get_image_files(image_folder)))
     df['label'] = [o.parent.name for o in df.path]
-    block = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, getters=[ColReader('path'), ColReader('path'), ColReader('label')], splitter=IndexSplitter(range(48, 60)), item_tfms=Resize(32))
+    block = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, getters=[ColReader('path'), ColReader('path'), ColReader('label')],
+                      splitter=IndexSplitter(range(48, 60)), item_tfms=Resize(32))
     learn = lambda *cbs: make_learn(model=Two(), dls=block.dataloaders(df, bs=8, num_workers=0), cbs=[*cbs])
     found = fit(learn(LabelReport())).label_report.frame()
     assert len(found) == 48 and (found.label == [df.label[i] for i in found.item]).all()
     with pytest.raises(InputError, match='takes 2 inputs'): fit(learn(RobustLoss(SmallLoss()), FixMatch()))
 
 @pytest.mark.cell('Robust losses', "class weights and label smoothing of the Learner's own loss, which training does without: a note")
-@pytest.mark.parametrize('loss,says', [(CrossEntropyLossFlat(weight=torch.tensor([1.,5.,1.])), 'without the class weights of the Learner'), (LabelSmoothingCrossEntropyFlat(), 'without the label smoothing of the Learner'), (torch.nn.CrossEntropyLoss(label_smoothing=.1), 'label smoothing'), (CrossEntropyLossFlat(), '')],
+@pytest.mark.parametrize('loss,says', [(CrossEntropyLossFlat(weight=torch.tensor([1.,5.,1.])), 'without the class weights of the Learner'),
+    (LabelSmoothingCrossEntropyFlat(), 'without the label smoothing of the Learner'), (torch.nn.CrossEntropyLoss(label_smoothing=.1), 'label smoothing'),
+    (CrossEntropyLossFlat(), '')],
                          ids=['weights','smoothing','smoothing of PyTorch','neither'])
 def test_what_the_own_loss_had_is_told(make_learn, capsys, loss, says):
     learn = make_learn(cbs=[RobustLoss(GCE())])
@@ -796,7 +826,8 @@ def test_fewer_images_than_a_batch(cb):
 
 def test_extras_that_training_has_itself_are_not_told(make_learn, capsys):
     weight = torch.tensor([1.,5.,1.])
-    for own,loss in ((CrossEntropyLossFlat(label_smoothing=.1), ELR(label_smoothing=.1)), (CrossEntropyLossFlat(weight=weight), torch.nn.CrossEntropyLoss(weight=weight))):
+    for own,loss in ((CrossEntropyLossFlat(label_smoothing=.1), ELR(label_smoothing=.1)),
+                     (CrossEntropyLossFlat(weight=weight), torch.nn.CrossEntropyLoss(weight=weight))):
         learn = make_learn(cbs=[RobustLoss(loss)])
         learn.loss_func = own
         fit(learn, 1)
@@ -822,4 +853,5 @@ def test_loaders_of_pytorch_are_refused_in_one_line(drop_last):
         def __iter__(self): return iter([(torch.rand(3, 32, 32), torch.tensor(0))])
     for ds in (Endless(), [(torch.rand(3, 32, 32), torch.tensor(0))]*3):
         dl = torch.utils.data.DataLoader(ds, batch_size=8, drop_last=drop_last)
-        with pytest.raises(InputError, match="needs fastai's DataLoader"): fit(Learner(DataLoaders(dl, dl), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=LabelReport()))
+        with pytest.raises(InputError, match="needs fastai's DataLoader"):
+            fit(Learner(DataLoaders(dl, dl), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=LabelReport()))

@@ -92,12 +92,14 @@ def test_operations_beside_the_extra_pass(make_learn):
     other = ops_of_a_step(make_learn)+forward_and_backward(make_learn)
     assert 0 < ops_of_a_step(make_learn, SESEMI(bs=4))-other < most_ops < ops_of_a_step(make_learn, Twice(bs=4))-other
 
-waits = {getattr(torch.ops.aten, o) for o in ('_local_scalar_dense','nonzero','masked_select','equal','allclose','_unique2','unique_dim','unique_consecutive','bincount')}
+waits = {getattr(torch.ops.aten, o) for o in ('_local_scalar_dense','nonzero','masked_select','equal','allclose','_unique2','unique_dim',
+    'unique_consecutive','bincount')}
 
 class Waits(TorchDispatchMode):
     "Fails where PyTorch would wait for a GPU to know a value, also where there is no GPU"
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_) and any(o is not None and o.dtype == torch.bool for o in args[1])
+        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_) and any(o is not None
+            and o.dtype == torch.bool for o in args[1])
         if by_mask or func.overloadpacket in waits: raise RuntimeError(f'{func} waits for a GPU')
         return func(*args, **(kwargs or {}))
 
@@ -117,7 +119,8 @@ def no_waiting():
     finally:
         if torch.cuda.is_available(): torch.cuda.set_sync_debug_mode('default')
 
-@pytest.mark.parametrize('what', [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.tolist(), lambda x: bool(x), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: float(x), lambda x: x.unique(), lambda x: x.to('cpu')])
+@pytest.mark.parametrize('what', [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.tolist(), lambda x: bool(x), lambda x: x[x > 0],
+    lambda x: x.nonzero(), lambda x: float(x), lambda x: x.unique(), lambda x: x.to('cpu')])
 def test_what_would_wait_is_seen(what):
     with pytest.raises(RuntimeError, match='waits for a GPU'), no_waiting(): what(torch.ones(()))
 
@@ -130,7 +133,8 @@ def _watched(cls, events):
     Watched.__name__ = cls.__name__ # fastai names callbacks by their class
     return Watched
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])])
+@pytest.mark.parametrize('device',
+                         ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')])])
 @pytest.mark.parametrize('name', [n for n in methods if n != 'fixmatch']) # which augments image by image
 def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatch, name, device):
     "fastai's own Recorder copies the loss to the CPU in each step; our callbacks and losses must not wait"
@@ -162,13 +166,16 @@ def test_resumed_on_a_gpu(image_folder, tmp_path):
 
 def test_bench_writes_a_record(tmp_path):
     out = tmp_path/'speed.json'
-    res = run('sesemi-bench', 'speed', '--arch', 'xresnet10_half', '--size', '32', '--bs', '4', '--repeats', '1', '--seconds', '.05', '--store', tmp_path/'store', '--out', out)
+    res = run('sesemi-bench', 'speed', '--arch', 'xresnet10_half', '--size', '32', '--bs', '4', '--repeats', '1', '--seconds', '.05',
+              '--store', tmp_path/'store', '--out', out)
     assert res.returncode == 0, res.stderr
     o = json.loads(out.read_text())
-    assert {'published loop','SESEMI, fp32, store','callback alone'} < set(o['seconds']) and any(k.endswith('memory given back') for k in o['seconds']) and set(o['ratios']) and o['settings']['bs'] == 4 and o['commit'] and o['data'] and not str(tmp_path) in out.read_text()
+    assert {'published loop','SESEMI, fp32, store','callback alone'} < set(o['seconds']) and any(k.endswith('memory given back')
+        for k in o['seconds']) and set(o['ratios']) and o['settings']['bs'] == 4 and o['commit'] and o['data'] and not str(tmp_path) in out.read_text()
     assert 'bare step, fp32' in res.stdout and 'speed of the bare step that training reaches' in res.stdout
 
-@pytest.mark.parametrize('args,says', [(['fast'], 'choose speed or scale'), (['speed','--repeats','0'], 'at least one round'), (['speed','--arch','vgg11','--size','32'], 'linear layer'), (['speed','--path','nowhere'], 'no folder nowhere')])
+@pytest.mark.parametrize('args,says', [(['fast'], 'choose speed or scale'), (['speed','--repeats','0'], 'at least one round'),
+    (['speed','--arch','vgg11','--size','32'], 'linear layer'), (['speed','--path','nowhere'], 'no folder nowhere')])
 def test_bench_names_a_mistake_in_one_line(tmp_path, args, says):
     res = run('sesemi-bench', *args)
     assert res.returncode == 2 and says in res.stderr and 'Traceback' not in res.stderr, res.stderr
@@ -191,5 +198,7 @@ def test_what_is_known_of_the_items_goes_where_the_network_goes(image_folder, tm
 @pytest.mark.parametrize('unlabeled', ['none','train'])
 def test_a_run_of_the_command_line_on_a_gpu(tmp_path, name, unlabeled):
     "Every method, with its true labels known, and from the start on the CPU"
-    res = train_run(dataset='mini', arch='xresnet18', size=32, bs=32, epochs=2, robust=name, unlabeled=unlabeled, store=str(tmp_path/'store'), out=str(tmp_path/'out'), bar=False)
-    assert res['status'] == 'done' and res['history'][-1]['accuracy'] is not None and res['history'][-1]['wrong_as_true'] is not None and res['label_precision'] > 0
+    res = train_run(dataset='mini', arch='xresnet18', size=32, bs=32, epochs=2, robust=name, unlabeled=unlabeled, store=str(tmp_path/'store'),
+                    out=str(tmp_path/'out'), bar=False)
+    assert res['status'] == 'done' and res['history'][-1]['accuracy'] is not None and res['history'][-1]['wrong_as_true'] is not None and res[
+        'label_precision'] > 0

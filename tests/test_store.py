@@ -88,14 +88,17 @@ def test_an_item_transform_of_the_users_own_sees_a_picture(photos, tmp_path):
     store = ImageStore(get_image_files(photos), tmp_path/'store')
     def dls(block):
         set_seed(0)
-        return DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[RandomResizedCrop(32), turn, FlipItem()]).dataloaders(sorted(get_image_files(photos)), bs=8, num_workers=0)
+        return DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[RandomResizedCrop(32), turn, FlipItem()]).dataloaders(
+            sorted(get_image_files(photos)), bs=8, num_workers=0)
     a,b = dls(ImageBlock),dls(StoredImageBlock(store))
     random.seed(3); x = a.train.one_batch()
     random.seed(3); y = b.train.one_batch()
     assert (x[0]-y[0]).abs().max() < .01
 
-tables = dict(crop=[RandomCrop(32)], pad=[Resize(60, 'pad', pad_mode='zeros'), CropPad(64)], squish=[Resize(32, 'squish')], nearest=[Resize(32, resamples=(Image.NEAREST,Image.NEAREST))],
-    dihedral=[Resize(32), DihedralItem()], twice=[Resize(40), RandomResizedCrop(24, min_scale=.5)], ratio=[RatioResize(40), CropPad(32)], flips=[FlipItem(1.), RandomCrop(32), FlipItem()])
+tables = dict(crop=[RandomCrop(32)], pad=[Resize(60, 'pad', pad_mode='zeros'), CropPad(64)], squish=[Resize(32, 'squish')],
+              nearest=[Resize(32, resamples=(Image.NEAREST,Image.NEAREST))],
+    dihedral=[Resize(32), DihedralItem()], twice=[Resize(40), RandomResizedCrop(24, min_scale=.5)], ratio=[RatioResize(40), CropPad(32)],
+    flips=[FlipItem(1.), RandomCrop(32), FlipItem()])
 
 @pytest.mark.parametrize('name', tables)
 def test_transforms_that_cannot_be_planned_get_a_picture(photos, tmp_path, name):
@@ -117,7 +120,8 @@ def test_what_acts_on_labels_acts_on_labels(photos, tmp_path):
     store = ImageStore(files, tmp_path/'store')
     def batch(block):
         set_seed(0)
-        return DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[Resize(32), TurnLabel()]).dataloaders(files, bs=8, num_workers=0).train.one_batch()
+        return DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[Resize(32), TurnLabel()]).dataloaders(files, bs=8,
+            num_workers=0).train.one_batch()
     a,b = batch(ImageBlock),batch(StoredImageBlock(store))
     assert torch.equal(a[1], b[1]) and (a[0]-b[0]).abs().max() < .01
 
@@ -167,7 +171,8 @@ def test_lines_of_one_pixel(tmp_path):
     store = ImageStore(files, tmp_path/'store')
     def batches(block):
         set_seed(0)
-        return list(DataBlock((block,CategoryBlock), get_y=lambda o: int(o.stem)%2, item_tfms=RandomResizedCrop(32)).dataloaders(files, bs=4, num_workers=0).train)
+        return list(DataBlock((block,CategoryBlock), get_y=lambda o: int(o.stem)%2, item_tfms=RandomResizedCrop(32)).dataloaders(files, bs=4,
+            num_workers=0).train)
     for a,b in zip(batches(ImageBlock), batches(StoredImageBlock(store)), strict=True): assert (a[0]-b[0]).abs().max() < .01
 
 def test_ranger_of_a_network_turned_to_channels_last_between_fits(photos, tmp_path):
@@ -176,7 +181,8 @@ def test_ranger_of_a_network_turned_to_channels_last_between_fits(photos, tmp_pa
     def weights(opt):
         dls = loaders(photos)
         set_seed(0)
-        learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)), CrossEntropyLossFlat(), opt_func=opt)
+        learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)), CrossEntropyLossFlat(), opt_func=opt)
         with learn.no_bar(), learn.no_logging():
             learn.fit(2, 1e-2)
             learn.to_channelslast(to_fp16=False) if 'to_fp16' in learn.to_channelslast.__code__.co_varnames else learn.to_channelslast()
@@ -191,9 +197,10 @@ def test_an_exported_learner_needs_no_store(photos, tmp_path):
     Image.new('RGB', (70,50), (200,30,60)).save(new)
     p = learn.predict(new)[2]
     learn.export(tmp_path/'export.pkl')
-    code = f"import sys; from fastai.vision.all import *; l = load_learner({str(tmp_path/'export.pkl')!r}); assert not any(o.startswith('sesemi') for o in sys.modules); print(l.predict({str(new)!r})[2].tolist())"
+    code = ("import sys; from fastai.vision.all import *; l = load_learner(sys.argv[1]); assert not any(o.startswith('sesemi') for o in sys.modules); "
+            "print(l.predict(sys.argv[2])[2].tolist())")
     shutil.rmtree(tmp_path/'store')
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, tmp_path/'export.pkl', new], capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     np.testing.assert_allclose(eval(out.stdout.strip().splitlines()[-1]), p, atol=1e-6)
 
@@ -210,7 +217,8 @@ def build(*args): print('built', flush=True); made(*args)
 store._build = build
 print(len(store.ImageStore(sorted(Path(sys.argv[1]).rglob('*.png')), sys.argv[2])), flush=True)
 """
-def builder(*args): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', _build, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def builder(*args):
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', _build, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def test_of_two_builders_one_builds(photos, tmp_path):
     outs = [p.communicate(timeout=120)[0] for p in [builder(photos, tmp_path/'store', .02) for _ in range(2)]]
@@ -259,7 +267,9 @@ for _ in range(2):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 def test_memory_does_not_grow_with_the_number_of_images(photos, tmp_path):
-    def peak(times): return int(subprocess.run([sys.executable, '-W', 'ignore', '-c', _peak, photos, tmp_path/'store', str(times)], capture_output=True, text=True, check=True).stdout)
+    def peak(times):
+        return int(subprocess.run([sys.executable, '-W', 'ignore', '-c', _peak, photos, tmp_path/'store', str(times)], capture_output=True,
+                                  text=True, check=True).stdout)
     one,ten = peak(1),peak(10)
     assert ten < 1.1*one, (one,ten)
 

@@ -66,7 +66,8 @@ def test_two_processes_killed_twice(mini, tmp_path):
 def finished(mini, tmp_path_factory):
     "A small study of two seeds, finished, with a run twice as long"
     folder = tmp_path_factory.mktemp('finished')
-    text = six.replace('epochs = 3', '').replace('[0, 1, 2]', '[0, 1]\nepochs = 1').replace('turns = "one"', '') + '\n[[grid]]\nmethod = "plain"\nseed = [0, 1]\nepochs = 2\n'
+    text = six.replace('epochs = 3', '').replace('[0, 1, 2]', '[0, 1]\nepochs = 1').replace('turns = "one"',
+        '') + '\n[[grid]]\nmethod = "plain"\nseed = [0, 1]\nepochs = 2\n'
     (folder/'s.toml').write_text(text)
     res = run('sesemi-study', 'run', folder/'s.toml', '--path', mini, '--no-bar')
     assert res.returncode == 0, res.stderr
@@ -129,13 +130,15 @@ def test_an_edited_study_deletes_nothing(mini, tmp_path, monkeypatch):
     assert left and [f.name for f in checkpoint_files(tmp_path/'r/checkpoints')] == left
     args = (tmp_path/'r/checkpoints/args.json').read_text()
     (tmp_path/'r/checkpoints/args.json').write_text(args.replace('"epochs"', '"epoch"'))
-    for again in (lambda: run_missing(dict(r=config), tmp_path, bar=False), lambda: experiment.resume_run(tmp_path/'r', bar=False), lambda: experiment.train_run(**config, out=str(tmp_path/'r'), bar=False)):
+    for again in (lambda: run_missing(dict(r=config), tmp_path, bar=False), lambda: experiment.resume_run(tmp_path/'r', bar=False),
+                  lambda: experiment.train_run(**config, out=str(tmp_path/'r'), bar=False)):
         with pytest.raises(InputError, match='args.json is missing'): again()
     (tmp_path/'r/checkpoints/args.json').write_text(args)
     run_missing(dict(r={k:v for k,v in config.items() if k not in ('path','precision')}), tmp_path, bar=False)
     o = read_record(tmp_path/'r')
     assert o['status'] == 'done' and o['resumed'] == 1 and o['config']['precision'] == 'fp32'
-    with pytest.raises(InputError, match='finished run with other settings'): experiment.train_run(**{**config, 'seed':7}, out=str(tmp_path/'r'), resume=True, bar=False)
+    with pytest.raises(InputError, match='finished run with other settings'):
+        experiment.train_run(**{**config, 'seed':7}, out=str(tmp_path/'r'), resume=True, bar=False)
     assert experiment.train_run(**config, out=str(tmp_path/'r'), resume=True, bar=False) == o == read_record(tmp_path/'r')
 
 @pytest.mark.cell('Studies', 'a kill between the last epoch and the last result: the run goes on, and nothing of it is missing')
@@ -163,8 +166,10 @@ def test_a_record_from_a_machine_with_another_best_format(mini, tmp_path):
     auto = {k:v for k,v in config.items() if k != 'precision'}
     assert is_done(tmp_path/'r', auto) and is_done(tmp_path/'r', {**auto, 'precision':'auto'}) and not is_done(tmp_path/'r', {**auto, 'precision':'bf16'})
 
-@pytest.mark.parametrize('grid,says', [('unlabeled = 3','give a text'), ('path = 5','give a text'), ('opt = [["sgd"]]','give a text'), ('recipe = [["a"]]','give a text'), ('method = [["a"]]','give the NAME'), ('arch = "xresnet19"','is unknown'),
-    ('noise = 7','noise=7 is unknown'), ('dataset = "wang"\nnoise = 50','no published noisy labels'), ('rot_size = 24\nbn = "joint"','a forward pass for the rotated images alone'), ('recipe = "sesemi-80ep"\nepochs = 5','must be shorter'),
+@pytest.mark.parametrize('grid,says', [('unlabeled = 3','give a text'), ('path = 5','give a text'), ('opt = [["sgd"]]','give a text'),
+    ('recipe = [["a"]]','give a text'), ('method = [["a"]]','give the NAME'), ('arch = "xresnet19"','is unknown'),
+    ('noise = 7','noise=7 is unknown'), ('dataset = "wang"\nnoise = 50','no published noisy labels'),
+    ('rot_size = 24\nbn = "joint"','a forward pass for the rotated images alone'), ('recipe = "sesemi-80ep"\nepochs = 5','must be shorter'),
     ('seed = [0, 1]\nfeatures = [".", ".."]','')])
 def test_what_can_be_told_before_training_is_told(tmp_path, grid, says):
     (tmp_path/'s.toml').write_text('[[grid]]\n'+grid, encoding='utf-8-sig')
@@ -175,7 +180,8 @@ def test_no_run_outside_its_folder(tmp_path):
     (tmp_path/'s.toml').write_text('[[grid]]\nfeatures = ["..", "."]')
     assert 'cannot have the name' in run('sesemi-study', 'list', tmp_path/'s.toml').stderr
 
-@pytest.mark.parametrize('args,says', [(['run','none.toml'], 'no study file none.toml'), (['paint','{s}'], 'choose run, table, plot or list'), (['run','{s}','--engine','slurm'], 'choose local or ray'),
+@pytest.mark.parametrize('args,says', [(['run','none.toml'], 'no study file none.toml'), (['paint','{s}'], 'choose run, table, plot or list'),
+    (['run','{s}','--engine','slurm'], 'choose local or ray'),
     (['table','{s}','--out','nowhere'], 'no run of the study is finished'), (['run','{s}','--path','nowhere'], 'nowhere')])
 def test_mistakes_get_one_line(tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
@@ -184,7 +190,8 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, args, says):
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.strip().splitlines()) == 1, res.stderr
 
 def test_a_run_that_diverges_does_not_stop_the_others(mini, tmp_path):
-    text = six.replace('epochs = 3', 'epochs = 1').replace('[0, 1, 2]', '0').replace('turns = "one"', 'unlabeled = "none"\nopt = "sgd"\nlr = 1e6').replace('["plain", "sesemi"]', '["sesemi", "plain"]')
+    text = six.replace('epochs = 3', 'epochs = 1').replace('[0, 1, 2]', '0').replace('turns = "one"',
+        'unlabeled = "none"\nopt = "sgd"\nlr = 1e6').replace('["plain", "sesemi"]', '["sesemi", "plain"]')
     (tmp_path/'s.toml').write_text(text)
     res = run('sesemi-study', 'run', tmp_path/'s.toml', '--path', mini, '--no-bar')
     assert res.returncode == 1 and '1 of 2 runs ended early' in res.stderr
@@ -217,7 +224,8 @@ def test_options_that_go_together(mini, tmp_path):
         exif = im.getexif(); exif[0x0112] = 6
         im.save(tmp_path/f'turned/{i}.jpg', exif=exif)
     base = ['--dataset', 'own', '--path', mini, '--epochs', 2, '--no-bar', *small]
-    for args,says in [(['--unlabeled',tmp_path/'turned'], 'lies upright'), (['--rot-only',2], 'shorter than the 2 epochs'), (['--unlabeled','batch','--epoch-unit','unlabeled'], 'unlabeled batch'),
+    for args,says in [(['--unlabeled',tmp_path/'turned'], 'lies upright'), (['--rot-only',2], 'shorter than the 2 epochs'),
+                      (['--unlabeled','batch','--epoch-unit','unlabeled'], 'unlabeled batch'),
                       (['--unlabeled-bs',500,'--epoch-unit','unlabeled'], 'smaller unlabeled_bs')]:
         res = run('sesemi-train', *base, *args)
         assert res.returncode == 2 and says in res.stderr.strip().splitlines()[-1] and 'Traceback' not in res.stderr, (args,res.stderr)

@@ -32,7 +32,8 @@ def picture(f):
 
 def table_file(tmp_path, labels, true=None):
     "A CSV file of as many images as labels, each label in both splits"
-    rows = [dict(path=f'{i}.png', label=o, is_valid=i >= len(labels), **({} if true is None else dict(true=true[i%len(labels)]))) for i,o in enumerate(labels*2)]
+    rows = [dict(path=f'{i}.png', label=o, is_valid=i >= len(labels), **({} if true is None else dict(true=true[i%len(labels)]))) for i,
+            o in enumerate(labels*2)]
     for o in rows: picture(tmp_path/o['path'])
     pd.DataFrame(rows).to_csv(tmp_path/'t.csv', index=False)
     return tmp_path/'t.csv'
@@ -152,7 +153,8 @@ def test_the_commit_is_that_of_this_package(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package/'__init__.py').touch()
     (tmp_path/'.gitignore').write_text('.venv\n')
-    for args in (['init','-q'], ['add','.gitignore'], ['-c','user.name=a','-c','user.email=a@b','commit','-qm','x']): subprocess.run(['git','-C',tmp_path,*args], check=True)
+    for args in (['init','-q'], ['add','.gitignore'], ['-c','user.name=a','-c','user.email=a@b','commit','-qm','x']):
+        subprocess.run(['git','-C',tmp_path,*args], check=True)
     monkeypatch.setattr(sesemi_fastai, '__path__', [str(package)])
     assert git_commit() is None
 
@@ -198,7 +200,8 @@ def test_a_finished_run_is_not_trained_over(mini, tmp_path):
     with pytest.raises(InputError, match='holds this run, finished'): train_run(**args)
     assert (tmp_path/'r/record.json').read_text() == was and train_run(**args, resume=True) == json.loads(was)
 
-@pytest.mark.parametrize('change', [lambda o: o.pop('method'), lambda o: o.update(accuracy=None), lambda o: o['versions'].pop('torch'), lambda o: o['data'].pop('pixels'), lambda o: o.update(history=[]), lambda o: o['config'].update(newopt=1), lambda o: o.update(config=3)])
+@pytest.mark.parametrize('change', [lambda o: o.pop('method'), lambda o: o.update(accuracy=None), lambda o: o['versions'].pop('torch'),
+    lambda o: o['data'].pop('pixels'), lambda o: o.update(history=[]), lambda o: o['config'].update(newopt=1), lambda o: o.update(config=3)])
 def test_records_of_somebody_else(tmp_path, change):
     o = a_record()
     change(o)
@@ -216,7 +219,8 @@ def test_options_that_do_nothing_have_no_name():
 
 def test_mistakes_in_a_study_that_are_told_before_it_begins():
     grid = [dict(method='a', seed=[0,1])]
-    with pytest.raises(InputError, match=r"\[method.unused\]: option 'robst' is unknown"): study_runs(dict(grid=grid, method=dict(a={}, unused=dict(robst='x'))))
+    with pytest.raises(InputError, match=r"\[method.unused\]: option 'robst' is unknown"):
+        study_runs(dict(grid=grid, method=dict(a={}, unused=dict(robst='x'))))
     with pytest.raises(InputError, match='rot_size=96'): study_runs(dict(grid=grid, method=dict(a=dict(rot_size=96, size=64))))
 
 def test_time_left_is_that_of_runs_that_are_not_finished(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,9 @@ import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (BaseLoss, Callback, CancelFitException, CancelEpochException, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, FocalLossFlat, ImageBlock, IndexSplitter, Learner, PILImage, RandomSplitter, RandomResizedCrop, Resize, SkipItemException, Transform,
+from fastai.vision.all import (BaseLoss, Callback, CancelFitException, CancelEpochException, CategoryBlock, ColReader, CrossEntropyLossFlat,
+    DataBlock, DataLoaders, FocalLossFlat, ImageBlock, IndexSplitter, Learner, PILImage, RandomSplitter, RandomResizedCrop, Resize,
+    SkipItemException, Transform,
                                accuracy, get_image_files, get_model, noop, parent_label)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss
@@ -24,7 +26,8 @@ from test_callback import CLEAN, fit, traces
 def table(folder, col='path'):
     "The files in the column `col`, from `folder` on, every fifth for validation"
     files = sorted(get_image_files(folder))
-    return pd.DataFrame({col:[str(o.relative_to(folder)) for o in files], 'label':[o.parent.name for o in files], 'is_valid':[i%5 == 0 for i in range(len(files))]})
+    return pd.DataFrame({col:[str(o.relative_to(folder)) for o in files], 'label':[o.parent.name for o in files],
+                         'is_valid':[i%5 == 0 for i in range(len(files))]})
 
 forked_not = """
 import sys, warnings; warnings.filterwarnings('ignore')
@@ -96,7 +99,8 @@ class Skips(Transform):
 
 def from_files(folder, **kwargs):
     workers = kwargs.pop('num_workers', 0)
-    return DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=0), **kwargs).dataloaders(folder, bs=8, num_workers=workers)
+    return DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(.2, seed=0),
+                     **kwargs).dataloaders(folder, bs=8, num_workers=workers)
 
 def test_a_skipped_item_is_told_in_processes_that_are_not_forked(image_folder, tmp_path):
     script,folder = tmp_path/'script.py',tmp_path/'images'
@@ -121,7 +125,8 @@ def test_a_learner_with_its_own_fit(make_dls, tmp_path, monkeypatch, cls, cbs):
     assert traces(learn) == CLEAN
 
 def two_targets(image_folder):
-    block = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files, get_y=[lambda o: o.name[0],parent_label], splitter=RandomSplitter(.2, seed=0), item_tfms=RandomResizedCrop(32))
+    block = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files, get_y=[lambda o: o.name[0],parent_label],
+                      splitter=RandomSplitter(.2, seed=0), item_tfms=RandomResizedCrop(32))
     return block.dataloaders(image_folder, bs=8, num_workers=0)
 
 @pytest.mark.cell('Robust losses', 'several targets, and networks with several outputs: SESEMI trains, callbacks that need one class an image say so')
@@ -136,12 +141,14 @@ def test_what_needs_one_class_an_image(make_learn, make_dls, image_folder, cb):
     dls = two_targets(image_folder)
     fit(make_learn(dls=dls, model=tiny_model(6), loss_func=first, metrics=None, cbs=SESEMI()))
     with pytest.raises(InputError, match='2 targets'): fit(make_learn(dls=dls, model=tiny_model(6), loss_func=first, metrics=None, cbs=cb()))
-    with pytest.raises(InputError, match='network gives a tuple'): fit(make_learn(model=Two(), loss_func=lambda p,y: F.cross_entropy(p[0], y), metrics=None, cbs=cb()))
+    with pytest.raises(InputError, match='network gives a tuple'):
+        fit(make_learn(model=Two(), loss_func=lambda p,y: F.cross_entropy(p[0], y), metrics=None, cbs=cb()))
 
 @pytest.mark.cell('Bad tables', 'images in a column of another name beside an unrelated column path: names, and whether validation images are turned')
 def test_a_column_path_that_is_not_read(make_learn, image_folder):
     df = table(image_folder, 'name').assign(path='somewhere')
-    dls = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('name', pref=f'{image_folder}/'), get_y=ColReader('label'), splitter=IndexSplitter(np.flatnonzero(df.is_valid)), item_tfms=Resize(32)).dataloaders(df, path=image_folder, bs=8, num_workers=0)
+    dls = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('name', pref=f'{image_folder}/'), get_y=ColReader('label'),
+                    splitter=IndexSplitter(np.flatnonzero(df.is_valid)), item_tfms=Resize(32)).dataloaders(df, path=image_folder, bs=8, num_workers=0)
     learn = fit(make_learn(dls=dls, cbs=[LabelReport(), Predictions(), SESEMI([image_folder/o for o in df.name])]))
     assert {*learn.label_report.frame().path} == {*df.name[~df.is_valid]} and {*learn.predictions.frame().path} == {*df.name[df.is_valid]}
     assert learn.sesemi.transductive
@@ -216,7 +223,8 @@ def test_a_copy_remembers_nothing_for_another_network(make_learn):
 def test_a_table_that_a_function_reads(make_learn, image_folder):
     "Its column `path` names the images, whatever comes before it"
     df = table(image_folder).assign(id=range(60))[['id','path','label','is_valid']]
-    dls = DataBlock((ImageBlock,CategoryBlock), get_x=lambda r: image_folder/r.path, get_y=ColReader('label'), splitter=IndexSplitter(np.flatnonzero(df.is_valid)), item_tfms=Resize(32)).dataloaders(df, path=image_folder, bs=8, num_workers=0)
+    dls = DataBlock((ImageBlock,CategoryBlock), get_x=lambda r: image_folder/r.path, get_y=ColReader('label'),
+                    splitter=IndexSplitter(np.flatnonzero(df.is_valid)), item_tfms=Resize(32)).dataloaders(df, path=image_folder, bs=8, num_workers=0)
     dls.unlabeled,dls.not_rotated = [image_folder/df.path[0]],{str(image_folder/df.path[1])}
     assert len(unlabeled_items(dls)) == 48-1+1 and str(unlabeled_items(dls)[0]) == str(image_folder/df.path[2])
     learn = fit(make_learn(dls=dls, cbs=[LabelReport(), Predictions(), SESEMI('valid')]))
@@ -250,7 +258,8 @@ def test_a_loss_in_a_variable_holds_no_network(make_learn):
     gc.collect()
     assert model() is None
 
-@pytest.mark.parametrize('own,lost', [(CrossEntropyLossFlat(ignore_index=2),'ignore_index'), (CrossEntropyLossFlat(reduction='sum'),'sum over the batch'), (FocalLossFlat(),'focal gamma')])
+@pytest.mark.parametrize('own,lost', [(CrossEntropyLossFlat(ignore_index=2),'ignore_index'), (CrossEntropyLossFlat(reduction='sum'),'sum over the batch'),
+    (FocalLossFlat(),'focal gamma')])
 def test_more_that_the_own_loss_had_is_told(make_learn, capsys, own, lost):
     fit(make_learn(loss_func=own, cbs=RobustLoss(GCE())))
     assert f'does without the {lost} of the Learner' in capsys.readouterr().err
@@ -259,7 +268,9 @@ class Images(torch.utils.data.Dataset):
     def __len__(self): return 48
     def __getitem__(self, i): return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)),i%3
 
-def torch_loaders(own=False): return DataLoaders(*[torch.utils.data.DataLoader(Images(), batch_size=8, shuffle=train, drop_last=train, generator=torch.Generator().manual_seed(1) if own else None) for train in (True,False)])
+def torch_loaders(own=False):
+    return DataLoaders(*[torch.utils.data.DataLoader(Images(), batch_size=8, shuffle=train, drop_last=train,
+        generator=torch.Generator().manual_seed(1) if own else None) for train in (True,False)])
 
 @pytest.mark.cell('Keeping', "PyTorch's own loaders: a fit goes on from a checkpoint bit for bit; the labelled batch itself is turned")
 @pytest.mark.parametrize('own', [False,True])

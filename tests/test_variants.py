@@ -112,14 +112,17 @@ def test_weight_by_a_schedule(make_learn, weight, want):
     np.testing.assert_allclose([o[-1] for o in learn.recorder.values], means, atol=1e-4)
 
 @pytest.mark.cell('Accumulation and mixing', 'the cheaper rotation losses with gradient accumulation and in 16 bits')
-@pytest.mark.parametrize('kwargs', [dict(turns='one'), dict(size=24), dict(every=2), dict(unlabeled='batch'), dict(rot_only=.5)], ids=['one turn','smaller','every second','own batch','rotations first'])
+@pytest.mark.parametrize('kwargs', [dict(turns='one'), dict(size=24), dict(every=2), dict(unlabeled='batch'), dict(rot_only=.5)],
+                         ids=['one turn','smaller','every second','own batch','rotations first'])
 @pytest.mark.parametrize('precision', ['fp32','bf16'])
 def test_with_accumulation(make_learn, kwargs, precision):
     learn = make_learn(cbs=[SESEMI(**kwargs), GradientAccumulation(16)]).to_precision(precision)
     fit(learn, 2)
     assert np.isfinite(learn.recorder.values[-1]).all() and traces(learn) == CLEAN
 
-@pytest.mark.parametrize('kwargs,says', [(dict(turns='two'), "'all' or 'one'"), (dict(every=0), 'at least 1'), (dict(turned=1.), 'between 0 and 1'), (dict(rot_only=-1), 'not be negative'),
-    (dict(size=24, bn='joint'), 'a forward pass for the rotated images alone'), (dict(size=24, unlabeled='batch'), 'a forward pass for the rotated images alone')])
+@pytest.mark.parametrize('kwargs,says',
+    [(dict(turns='two'), "'all' or 'one'"), (dict(every=0), 'at least 1'), (dict(turned=1.), 'between 0 and 1'), (dict(rot_only=-1), 'not be negative'),
+    (dict(size=24, bn='joint'), 'a forward pass for the rotated images alone'),
+    (dict(size=24, unlabeled='batch'), 'a forward pass for the rotated images alone')])
 def test_mistakes(kwargs, says):
     with pytest.raises(InputError, match=says): SESEMI(**kwargs)

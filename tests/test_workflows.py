@@ -4,8 +4,10 @@ import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from torch import nn
-from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, DataLoader, DataLoaders, EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageBlock,
-                               LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy, get_image_files, parent_label)
+from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, DataLoader, DataLoaders,
+    EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageBlock,
+                               LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy,
+                               get_image_files, parent_label)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, checkpoint_files
 from sesemi_fastai.labels import LabelReport
@@ -78,7 +80,8 @@ def test_precision_of_networks_and_loaders_without_images(kind, precision):
     x = torch.randn(8,1,5,5,5) if kind == 'three dimensions' else torch.randn(8,1,5,5)
     data,conv = [(o,i%2) for i,o in enumerate(x)],nn.Conv3d if x.ndim == 5 else nn.Conv2d
     loader = DataLoader if kind == 'three dimensions' else torch.utils.data.DataLoader
-    learn = Learner(DataLoaders(*(loader(data, 4) for _ in range(2))), nn.Sequential(conv(1,2,3), nn.Flatten(), nn.LazyLinear(2)), loss_func=nn.CrossEntropyLoss())
+    learn = Learner(DataLoaders(*(loader(data, 4) for _ in range(2))), nn.Sequential(conv(1,2,3), nn.Flatten(), nn.LazyLinear(2)),
+                    loss_func=nn.CrossEntropyLoss())
     learn.model(x)
     assert np.isfinite(fit(learn.to_precision(precision)).recorder.values[-1]).all()
 
@@ -167,7 +170,8 @@ def test_accumulated_gradient_is_that_of_the_large_batch(image_folder, tmp_path)
         dls.train.rng = random.Random(0)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,3)) # no BatchNorm: it would see other batches
-        learn = Learner(dls, model, opt_func=SGD, path=tmp_path, cbs=[SESEMI(list(get_image_files(image_folder).sorted()), seed=1), Grads(), GradientAccumulation(n_acc)])
+        learn = Learner(dls, model, opt_func=SGD, path=tmp_path,
+                        cbs=[SESEMI(list(get_image_files(image_folder).sorted()), seed=1), Grads(), GradientAccumulation(n_acc)])
         with learn.no_bar(): fit(learn)
         grads.append(learn.grads.grads)
     assert len(grads[0]) == len(grads[1]) == 3

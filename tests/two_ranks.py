@@ -3,7 +3,8 @@ import json, random, sys, warnings
 from pathlib import Path
 warnings.filterwarnings('ignore')
 import torch, torch.distributed as dist
-from fastai.vision.all import (Callback, CategoryBlock, DataBlock, GradientAccumulation, ImageBlock, Learner, RandomSplitter, Resize, SGD, accuracy, get_image_files, noop,
+from fastai.vision.all import (Callback, CategoryBlock, DataBlock, GradientAccumulation, ImageBlock, Learner, RandomSplitter, Resize, SGD,
+    accuracy, get_image_files, noop,
                                num_distrib, parent_label, rank_distrib, set_seed)
 from sesemi_fastai.all import ELR, Memorisation, RobustLoss, SESEMI
 from sesemi_fastai.distributed import gathered
@@ -36,10 +37,13 @@ def learner(path, bn, cbs=()):
 def main(path, out, bn, accumulate):
     learn = learner(path, bn, [GradientAccumulation(8)] if accumulate else [])
     with learn.torchrun_ctx(), learn.no_bar(), learn.no_logging(): learn.fit(2, .05)
-    own = dict(own_head=torch.stack(learn.look.own), head_grads=torch.stack(learn.look.heads) if not accumulate else None, grads=torch.stack(learn.look.grads), model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]),
+    own = dict(own_head=torch.stack(learn.look.own), head_grads=torch.stack(learn.look.heads) if not accumulate else None,
+               grads=torch.stack(learn.look.grads), model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]),
                head=torch.cat([p.detach().flatten() for p in learn.sesemi.rot_head.parameters()]),
-               targets=learn.robust_loss.loss_func_of_training.targets, passes=learn.robust_loss.loss_func_of_training.passes, as_given=[o['as_given'] for o in learn.memorisation.history],
-               files=[str(o) for o in learn.sesemi._stream.dl.dataset.items], values=[[float(o) for o in v if o is not None] for v in learn.recorder.values], steps=len(learn.recorder.losses))
+               targets=learn.robust_loss.loss_func_of_training.targets, passes=learn.robust_loss.loss_func_of_training.passes,
+               as_given=[o['as_given'] for o in learn.memorisation.history],
+               files=[str(o) for o in learn.sesemi._stream.dl.dataset.items], values=[[float(o) for o in v if o is not None] for v in learn.recorder.values],
+               steps=len(learn.recorder.losses))
     ranks = gathered(own)
     if not rank_distrib(): torch.save(ranks, out)
     dist.destroy_process_group()

@@ -25,7 +25,8 @@ def cells():
             for name,args in found:
                 if name == 'cell': yield *args,f'[`{node.name}`](tests/{f.name})','GPU' if ('cuda',[]) in found else 'CPU'
 
-groups = ['Learner','Robust losses','Suspicious labels','Studies','Optimizers','Precision','Accumulation and mixing','Schedules and fits','Evaluation','Keeping','Loggers','Distributed',
+groups = ['Learner','Robust losses','Suspicious labels','Studies','Optimizers','Precision','Accumulation and mixing','Schedules and fits',
+          'Evaluation','Keeping','Loggers','Distributed',
           'Interruption','Resume','Numbers','Bad images','Bad tables','Property tests']
 
 def page():
