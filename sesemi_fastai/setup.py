@@ -232,7 +232,7 @@ def set_up(
     sesemi = sesemi_of(config, files, n_epoch)
     set_seed(seed, reproducible=True)
     model = _fits(make_model(config['arch'], dls.c, config['dropout'], pretrained), config)
-    method_cbs = [sesemi]*bool(sesemi) + robust_cbs(config['robust']) + [MixUp(config['mixup'])]*bool(config['mixup'])
+    method_cbs = ([sesemi] if sesemi else []) + robust_cbs(config['robust']) + ([MixUp(config['mixup'])] if config['mixup'] else [])
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
                     opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy,
                     splitter=body_and_head if pretrained else trainable_params,
