@@ -1191,6 +1191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sesemi_fastai.setup': { 'sesemi_fastai.setup._drawn': ('setup.html#_drawn', 'sesemi_fastai/setup.py'),
                                      'sesemi_fastai.setup._fits': ('setup.html#_fits', 'sesemi_fastai/setup.py'),
                                      'sesemi_fastai.setup._least': ('setup.html#_least', 'sesemi_fastai/setup.py'),
+                                     'sesemi_fastai.setup._mixup_name': ('setup.html#_mixup_name', 'sesemi_fastai/setup.py'),
                                      'sesemi_fastai.setup._normalised_by': ('setup.html#_normalised_by', 'sesemi_fastai/setup.py'),
                                      'sesemi_fastai.setup._onto_gpu': ('setup.html#_onto_gpu', 'sesemi_fastai/setup.py'),
                                      'sesemi_fastai.setup._rejected_of': ('setup.html#_rejected_of', 'sesemi_fastai/setup.py'),

@@ -117,12 +117,14 @@ def _sesemi_name(config):
     if config['weight_end'] is not None: sizes.append(f"weight to {config['weight_end']:g}")
     return ', '.join(['SESEMI'] + [k.replace('_', ' ') for k,v in parts.items() if v] + sizes)
 
+def _mixup_name(alpha): return 'MixUp' + f' {alpha:g}'*(alpha != .4) # .4 is fastai's
+
 def method_of(
     config:dict # Full configuration
 ) -> str:
     "What is done about wrong labels, in a few words"
     parts = [method_title(config['robust'])]*(config['robust'] != 'none')
-    parts += ['label smoothing']*bool(config['smoothing']) + ['MixUp']*bool(config['mixup'])
+    parts += ['label smoothing']*bool(config['smoothing']) + [_mixup_name(config['mixup'])]*bool(config['mixup'])
     parts += [_sesemi_name(config)]*rotates(config) + ['corrected labels']*bool(config['corrections'])
     return ' + '.join(parts) or 'plain'
 
