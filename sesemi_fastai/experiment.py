@@ -135,7 +135,7 @@ def train_run(
     max_steps:int=None, # End after so many steps of the schedule, to try something out
     bs:int=None, # Labelled images in a batch [64]
     smoothing:float=None, # Label smoothing [0.0]
-    mixup:float=None, # Alpha of fastai's MixUp; 0 for none [0.0]
+    mixup:float=None, # MixUp: alpha of the Beta distribution that its shares are drawn from, such as fastai's 0.4; 0 for none [0.0]
     robust:str=None, # What is done against wrong labels: none (cross-entropy), auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss or fixmatch; as measured with --unlabeled none, with rotations otherwise [none]
     unlabeled:str=None, # Rotated images: none (plain training), train, all (train and validation images), each with the data set's own unlabeled ones; batch (the labelled batch itself); rejected (those whose labels the method rejects); or those of a folder alone [train]
     unlabeled_bs:int=None, # Unlabeled images in a step; a quarter of bs if not given
