@@ -1037,6 +1037,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection._passes': ( 'robust.html#forwardcorrection._passes',
                                                                                           'sesemi_fastai/robust.py'),
+                                      'sesemi_fastai.robust.ForwardCorrection._rarer': ( 'robust.html#forwardcorrection._rarer',
+                                                                                         'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection._seen': ( 'robust.html#forwardcorrection._seen',
                                                                                         'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection.begin': ( 'robust.html#forwardcorrection.begin',

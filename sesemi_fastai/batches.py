@@ -79,8 +79,8 @@ class StoreDL(TfmdDL):
     def _late(self):
         "Whether the pixels can wait for the batch: nothing else wants to see the items, or to put the batch together"
         fs,own = self.after_item.fs,vars(self)
-        return bool(self.bs) and len(fs) > 0 and type(fs[-1]) is ToTensor and not len(self.before_batch.fs) and not any(
-            o in own and not hasattr(own[o], 'looks_on') or getattr(type(self), o) is not getattr(StoreDL, o) for o in _own_ways)
+        if not self.bs or not len(fs) or type(fs[-1]) is not ToTensor or len(self.before_batch.fs): return False
+        return not any(o in own and not hasattr(own[o], 'looks_on') or getattr(type(self), o) is not getattr(StoreDL, o) for o in _own_ways)
 
     def _fixed(self):
         "Whether an item is the same whenever it is read, by column and by nothing of the user's own: its row and its labels can be kept then"

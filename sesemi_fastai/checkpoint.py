@@ -71,7 +71,7 @@ def differences(
     here:dict # Another
 ) -> str: # Such as lr 0.01 there, 0.1 here
     "In what the two are not the same"
-    return ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in {**there,**here} if str(there.get(k)) != str(here.get(k)))
+    return ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in {**there,**here} if there.get(k) != here.get(k) and str(there.get(k)) != str(here.get(k)))
 
 # %% ../nbs/21_checkpoint.ipynb #dce2f1b8
 def checkpoint_files(

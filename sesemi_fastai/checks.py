@@ -20,7 +20,7 @@ from .setup import check_noise,datasets,sesemi_of
 # %% ../nbs/37_checks.ipynb #08c88fee
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1),
     weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6), workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9),
-    warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), mixup=(0,1e3), rot_only=(0,1e6),
+    warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
 _choices = dict(epoch_unit=('labelled','unlabeled','steps'), turns=('all','one'), bad_images=('stop','skip'), bn=('separate','joint'))
 _of_type = {int:((int,),'a whole number'), float:((int,float),'a number'), str:((str,),'a text')}
@@ -62,6 +62,8 @@ def check_options(
     if config['store_size'] and not config['store']: raise InputError("store_size belongs to store: give that as well")
     if config['smoothing'] and config['robust'] not in ('none','ema'):
         raise InputError(f"smoothing={config['smoothing']:g} and robust {config['robust']} are two losses: give smoothing 0 or robust none")
+    if config['mixup'] and not .01 <= config['mixup'] <= 1000: raise InputError(f"mixup={config['mixup']}: give 0, or a number from 0.01 to 1000")
+    if config['mixup'] and config['bs'] < 2: raise InputError("mixup needs two images in a batch: give a larger bs, or mixup 0")
     if config['mixup'] and config['robust'] in rejecting:
         raise InputError(f"robust {config['robust']} needs unmixed images: give mixup 0, or choose another method")
     if config['unlabeled'] == 'rejected' and config['robust'] not in rejecting:

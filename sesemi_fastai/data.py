@@ -172,7 +172,7 @@ def table_block(
     aug:str='fastai', # Augmentation: fastai or sesemi
     store:ImageStore|None=None # Decoded images; files are decoded each time if None
 ) -> DataBlock:
-    "A `DataBlock` over a table with columns `path`, `label`, `is_valid`, for transforms of your own; its `dls` have no `table` and `unlabeled`"
+    "A `DataBlock` over a table with columns `path`, `label`, `is_valid`, for transforms of your own; `table` and `unlabeled` are of `table_dls` only"
     return DataBlock((StoredImageBlock(store) if store else ImageBlock,CategoryBlock), get_x=ColReader('path', pref=Path(path)),
                      get_y=ColReader('label'), splitter=ColSplitter('is_valid'),
                      item_tfms=item_tfms(aug, size, min_scale), batch_tfms=Normalize.from_stats(*imagenet_stats))

@@ -189,6 +189,7 @@ def _two_passes(name, passes):
     if isinstance(passes, str) or not 0 <= a < b: raise InputError(f"{name}={passes}: give two numbers of passes, the smaller first, or auto")
     return a,b
 
+_alike = 2 # classes of which the largest has at most so many times the images of the smallest
 _from_scratch,_pretrained = dict(takeover=(4,12), doubt=(20,40)),dict(takeover=(.5,1), doubt=(1,2))
 
 class ForwardCorrection(TemporalTargets):
@@ -201,9 +202,11 @@ class ForwardCorrection(TemporalTargets):
         lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
         takeover:tuple|str='auto', # Passes over the images between which it does; auto: 4 to 12, with pretrained weights 0.5 to 1
         doubt:tuple|str|None='auto', # Passes between which labels that the targets contradict lose their say, with `lam`; auto: 20 to 40, where `takeover` is auto with pretrained weights 1 to 2; None for never
-        by_class:float|None=.05 # Share of the surest images with labels that stand out in their class, above which it is corrected by a matrix; None for never
+        by_class:float|None=.05, # Share of the surest images with labels that stand out in their class, above which it is corrected by a matrix; None for never
+        boost:float=10. # Where classes are of unequal size, by how much at most the probability of a rare one counts for more in the targets; 1 for never
     ):
-        need_numbers(surest=surest, trust=trust, **({} if by_class is None else dict(by_class=by_class)))
+        need_numbers(surest=surest, trust=trust, boost=boost, **({} if by_class is None else dict(by_class=by_class)))
+        if boost < 1: raise InputError(f"boost={boost}: give a factor of 1 or more")
         if not 0 < surest <= 1 or not 0 <= trust < 1: raise InputError(f"surest={surest}, trust={trust}: give shares, surest above 0, trust below 1")
         if by_class is not None and not 0 <= by_class <= 1: raise InputError(f"by_class={by_class}: give a share from 0 to 1, or None")
         beta,self.lam = _checked(beta, lam)
@@ -212,6 +215,7 @@ class ForwardCorrection(TemporalTargets):
         super().__init__(beta)
         self.surest,self.trust = float(surest),float(trust)
         self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class if by_class is None else float(by_class),0.,0.,0.,None
+        self.boost,self.rarer = float(boost),None
 
     def _passes(self, pretrained):
         "Those of takeover and doubt, in numbers"
@@ -230,7 +234,7 @@ class ForwardCorrection(TemporalTargets):
     ):
         "Set rate or matrix of wrong labels for an epoch over `n` images, how far regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
-        passes = round(self.passes)
+        passes,self.rarer = round(self.passes),self._rarer()
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._passes(self.pretrained))
         trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
         share,matrix = self._estimate() if trust else (math.nan,None)
@@ -238,6 +242,13 @@ class ForwardCorrection(TemporalTargets):
         classes = self.targets.shape[1]-1
         if matrix is None: self.rate = trust*min(share, 1-1/classes)
         else: self.matrix = trust*matrix + (1-trust)*torch.eye(classes, device=device)
+
+    def _rarer(self):
+        "Logarithm of how much rarer than the largest class each class is, by the given labels; None where sizes differ little"
+        if self.targets is None or self.boost == 1: return None
+        labels = self._seen[1]
+        sizes = labels[labels >= 0].bincount(minlength=self.targets.shape[1]-1).clamp(min=1)
+        return (sizes.max()/sizes).log().clamp(max=math.log(self.boost)) if sizes.max() > _alike*sizes.min() else None
 
     @property
     def _seen(self):
@@ -267,7 +278,7 @@ class ForwardCorrection(TemporalTargets):
         y = _plain(targ)
         ce = F.cross_entropy(pred, y, reduction='none')
         if (idx := self._images(targ)) is None: return ce
-        p = _bounded(pred, 1e-3/pred.shape[1])
+        p = _bounded(pred if self.rarer is None else pred+self.rarer, 1e-3/pred.shape[1])
         t = self._updated(idx, F.pad(p.detach(), (0,1)))[:,:-1]
         self.targets[idx,-1] = y+1. # behind the targets, 0 for an image that was not seen
         res = self._corrected(ce, pred.shape[1]) if self.matrix is None else -(pred.log_softmax(1) + self.matrix[:,y].T.log()).logsumexp(1)

@@ -123,8 +123,8 @@ def method_of(
     config:dict # Full configuration
 ) -> str:
     "What is done about wrong labels, in a few words"
-    parts = [method_title(config['robust'])]*(config['robust'] != 'none')
-    parts += ['label smoothing']*bool(config['smoothing']) + [_mixup_name(config['mixup'])]*bool(config['mixup'])
+    parts = ['label smoothing']*bool(config['smoothing']) + [method_title(config['robust'])]*(config['robust'] != 'none')
+    parts += [_mixup_name(config['mixup'])]*bool(config['mixup'])
     parts += [_sesemi_name(config)]*rotates(config) + ['corrected labels']*bool(config['corrections'])
     return ' + '.join(parts) or 'plain'
 
@@ -234,7 +234,7 @@ def set_up(
     sesemi = sesemi_of(config, files, n_epoch)
     set_seed(seed, reproducible=True)
     model = _fits(make_model(config['arch'], dls.c, config['dropout'], pretrained), config)
-    method_cbs = ([sesemi] if sesemi else []) + robust_cbs(config['robust']) + ([MixUp(config['mixup'])] if config['mixup'] else [])
+    method_cbs = ([sesemi] if sesemi else []) + robust_cbs(config['robust']) + ([MixUp(float(config['mixup']))] if config['mixup'] else [])
     learn = Learner(dls, model, loss_func=LabelSmoothingCrossEntropyFlat(eps=config['smoothing']) if config['smoothing'] else None,
                     opt_func=opt.opt_func, wd=opt.wd, wd_bn_bias=opt.wd_bn_bias, metrics=accuracy,
                     splitter=body_and_head if pretrained else trainable_params,

@@ -8,6 +8,7 @@ __all__ = ['StepsPerEpoch', 'even_steps', 'MaxSteps']
 # %% ../nbs/19_steps.ipynb #1580b0f5
 from contextlib import contextmanager
 from types import MethodType
+from fastai.callback.mixup import MixHandler
 from fastai.vision.all import CancelFitException,CancelTrainException,num_distrib
 from .core import InputError,need_numbers
 from .distributed import plain_dl
@@ -74,7 +75,10 @@ class MaxSteps(StaysHome):
     def before_epoch(self):
         if self.passive: return
         if self.epoch == 0: self.steps,self.reached = 0,False
-        if self.reached: raise CancelFitException() # a run that goes on had all its steps already
+        if not self.reached: return
+        for o in self.learn.cbs: # a run that goes on had all its steps already; `MixUp` takes for granted that every fit has trained
+            if isinstance(o, MixHandler) and 'stack_y' not in vars(o): o.stack_y = False
+        raise CancelFitException()
 
     def after_batch(self):
         if self.passive: return

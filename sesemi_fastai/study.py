@@ -134,7 +134,7 @@ def _run_options(study, choice, fname):
 
 def _check_twice(runs, fname):
     "`InputError` for one training under two names"
-    # where `resolved` keeps the last part of a path only, and no digest
+    # the full path where `resolved` keeps the last part only, and no digest
     def told(c):
         names = [k for k in ('path','unlabeled',*file_options) if c.get(k) and not (k in file_options and Path(c[k]).is_file())]
         return {**resolved(c), **{k:c[k] for k in names}}

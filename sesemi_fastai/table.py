@@ -20,7 +20,10 @@ def method_name(
     record:dict # A record
 ) -> str:
     "The method of a run; that it saw validation images without labels stands beside it"
-    return record['method']+(' (transductive)' if record['transductive'] else '')
+    name = record['method']
+    if config_of(record)['smoothing'] and 'label smoothing' not in name: # of a record from before it was in the name
+        name = 'label smoothing' + f' + {name}'*(name != 'plain')
+    return name+(' (transductive)' if record['transductive'] else '')
 
 def noise_name(
     config:dict # Full configuration, from `config_of`
@@ -38,7 +41,7 @@ def length_name(
     return f"{config['max_steps']} steps of {n}" if config['max_steps'] else n
 
 # what may differ between a method and the plain training that it is compared with
-_of_method = ('method','recipe','smoothing','mixup','robust','corrections','epochs','epoch_unit', 'unlabeled','unlabeled_images','unlabeled_bs',
+_of_method = ('method','recipe','smoothing','mixup','robust','corrections','epochs','epoch_unit','unlabeled','unlabeled_images','unlabeled_bs',
               'weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features')
 
 _figures = 'final','best','passes','images','area','seconds','rotation'
@@ -167,9 +170,12 @@ def conditions(
 # %% ../nbs/43_table.ipynb #f5ca559b
 def _same(a, b): return a == b or pd.isna(a) and pd.isna(b)
 def _compared_with(df):
-    "Plain training; where there is none, the only method without rotations"
-    alone = df.method[~_rotates(df)].unique()
-    return alone[0] if len(alone) == 1 else 'plain'
+    "Plain training; where there is none, the only method without rotations, or the only one of these that does nothing against wrong labels"
+    alone = df[~_rotates(df)]
+    bare = alone[(alone.robust == 'none') & alone.corrections.isna()]
+    for names in (alone.method.unique(), bare.method.unique()):
+        if len(names) == 1: return names[0]
+    return 'plain'
 def _shared(df): return [k for k in df if k not in (*_outcome,*_of_method,'seed','digest')] # settings that runs to be compared have in common
 
 def paired_difference(

@@ -220,8 +220,8 @@ def test_unlabeled_images_of_a_builder(small, tmp_path, kw):
     for source,n in ((None,len(of_training)+len(more)), (dls.unlabeled,len(more))):
         dl = unlabeled_dl(dls, source, bs=4)
         assert len(dl.dataset) == n and dl.one_batch()[0].shape == (4,3,32,32)
-    assert not sees_validation(dls, unlabeled_items(dls)) and sees_validation(dls, unlabeled_items(dls, 'valid')) and sees_validation(dls,
-        unlabeled_items(dls, small/'train'))
+    assert not sees_validation(dls, unlabeled_items(dls)) and sees_validation(dls, unlabeled_items(dls, 'valid'))
+    assert sees_validation(dls, unlabeled_items(dls, small/'train'))
     whole = own_dls(small/'train', size=32, bs=8, num_workers=0, unlabeled=small/'train')
     assert len(unlabeled_items(whole)) == len(whole.table), 'a training image is turned once'
 

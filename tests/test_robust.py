@@ -53,8 +53,8 @@ def test_plain_training_does_not_see_the_index(make_learn):
     for cbs in ([], [SESEMI(bs=6)]):
         for cb in (ItemIndex, Memorisation): # before and behind SESEMI in order
             a,b = fit(make_learn(cbs=[copy.copy(o) for o in cbs]), 3),fit(make_learn(cbs=[cb(), *map(copy.copy, cbs)]), 3)
-            assert all(torch.equal(p, q) for p,
-                       q in zip(a.model.state_dict().values(), b.model.state_dict().values())) and a.recorder.losses == b.recorder.losses
+            assert all(torch.equal(p, q) for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+            assert a.recorder.losses == b.recorder.losses
 
 @pytest.mark.cell('Robust losses', 'GCE, SCE, bootstrapping, ELR: with SESEMI, MixUp, CutMix, bf16, gradient accumulation; the Learner '
                                    'keeps its own loss for everything but training')
@@ -112,8 +112,8 @@ def test_resumed(make_learn, tmp_path, name, source):
     assert whole.memorisation.history == resumed.memorisation.history and torch.equal(whole.label_report.probs(), resumed.label_report.probs())
     if name in ('elr','auto'): assert torch.equal(*(o.robust_loss.loss_func_of_training.targets for o in (whole, resumed)))
     if name == 'auto':
-        assert len({(o.robust_loss.loss_func_of_training.passes, o.robust_loss.loss_func_of_training.rate)
-                    for o in (whole, resumed)}) == 1 and whole.robust_loss.loss_func_of_training.passes == pytest.approx(4)
+        assert len({(o.robust_loss.loss_func_of_training.passes, o.robust_loss.loss_func_of_training.rate) for o in (whole, resumed)}) == 1
+        assert whole.robust_loss.loss_func_of_training.passes == pytest.approx(4)
     if source: assert torch.equal(*(chosen_labels(o).losses for o in (whole, resumed))) and chosen_labels(whole).rejected.any()
     if name == 'fixmatch': assert whole.fix_match.n_images == resumed.fix_match.n_images > 0
 
@@ -413,8 +413,8 @@ def test_evaluation_in_the_middle(make_learn):
             if not self.learn.lock.locked(): self.learn.get_preds(ds_idx=1), self.learn.validate()
     # fastai's Recorder forgets its epochs there
     learn = fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), FixMatch(tau=.3), SESEMI(), EMA(), Memorisation(), LabelReport(), Evaluates()]), 3)
-    assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1
-        for o in learn.memorisation.history) and learn.label_report.epochs == 3
+    assert learn.fix_match.n_images > 0 and len(learn.memorisation.history) == 3 and all(0 < o['changed'] <= 1 for o in learn.memorisation.history)
+    assert learn.label_report.epochs == 3
 
 @pytest.mark.cell('Robust losses', 'get_preds(with_loss=True) in the middle of training: the loss of each image by the Learner\'s own loss')
 @pytest.mark.parametrize('own', [CrossEntropyLossFlat(), F.cross_entropy])
@@ -425,8 +425,8 @@ def test_losses_of_images_in_the_middle(make_learn, own, mixup):
         def after_step(self):
             if self.learn.lock.locked(): return
             probs,targs,losses = self.learn.get_preds(ds_idx=1, with_loss=True, act=noop)
-            assert torch.allclose(losses.as_subclass(torch.Tensor), F.cross_entropy(probs, targs.as_subclass(torch.Tensor), reduction='none'),
-                                  atol=1e-5) and losses.shape == targs.shape
+            assert torch.allclose(losses.as_subclass(torch.Tensor), F.cross_entropy(probs, targs.as_subclass(torch.Tensor), reduction='none'), atol=1e-5)
+            assert losses.shape == targs.shape
             self.looked,self.loss_of_training = True,self.learn.loss_func
             raise CancelFitException
     learn = make_learn(loss_func=own, cbs=[RobustLoss(GCE()), *(o() for o in mixup), Looks()])
@@ -701,8 +701,8 @@ def test_the_larger_part_of_mixed_images(make_learn):
             if not self.training: return
             mix = self.learn.cut_mix
             want = self.learn.yb[0] if mix.lam >= .5 else mix.yb1[0]
-            assert torch.equal(self.learn.memorisation.idx, want.idx) and torch.equal(self.learn.memorisation.labels.as_subclass(torch.Tensor),
-                want.as_subclass(torch.Tensor))
+            assert torch.equal(self.learn.memorisation.idx, want.idx)
+            assert torch.equal(self.learn.memorisation.labels.as_subclass(torch.Tensor), want.as_subclass(torch.Tensor))
             self.swapped += (mix.lam < .5).item()
     assert 0 < fit(make_learn(cbs=[Memorisation(), LabelReport(), CutMix(), Parts()]), 6).parts.swapped < 36
 
@@ -725,8 +725,8 @@ def test_labels_that_are_numbers(make_learn, image_folder):
                       item_tfms=Resize(32))
     learn = fit(make_learn(model=tiny_model(5), dls=block.dataloaders(df, bs=8, num_workers=0), cbs=[LabelReport(), Memorisation(), Predictions()]))
     found = learn.label_report.frame()
-    assert len(found) == 48 and truly_wrong(found).sum() == 4 and len(truly_wrong(found)) == 42 and {*found.suggested} <= {'0','1',
-        '2'} and [o for o in found if o.startswith('p:')] == ['p:0','p:1','p:2']
+    assert len(found) == 48 and truly_wrong(found).sum() == 4 and len(truly_wrong(found)) == 42 and {*found.suggested} <= {'0','1', '2'}
+    assert [o for o in found if o.startswith('p:')] == ['p:0','p:1','p:2']
     assert 0 < average_precision(found) <= 1 and learn.memorisation.history[0]['wrong_as_true'] is not None and len(learn.predictions.frame()) == 12
 
 @pytest.mark.cell('Robust losses', 'labels that are not one class an image, too few outputs, a loss among callbacks: one line each')

@@ -88,8 +88,8 @@ def test_an_item_transform_of_the_users_own_sees_a_picture(photos, tmp_path):
     store = ImageStore(get_image_files(photos), tmp_path/'store')
     def dls(block):
         set_seed(0)
-        return DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[RandomResizedCrop(32), turn, FlipItem()]).dataloaders(
-            sorted(get_image_files(photos)), bs=8, num_workers=0)
+        db = DataBlock((block,CategoryBlock), get_y=parent_label, item_tfms=[RandomResizedCrop(32), turn, FlipItem()])
+        return db.dataloaders(sorted(get_image_files(photos)), bs=8, num_workers=0)
     a,b = dls(ImageBlock),dls(StoredImageBlock(store))
     random.seed(3); x = a.train.one_batch()
     random.seed(3); y = b.train.one_batch()

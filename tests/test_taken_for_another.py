@@ -32,8 +32,8 @@ def picture(f):
 
 def table_file(tmp_path, labels, true=None):
     "A CSV file of as many images as labels, each label in both splits"
-    rows = [dict(path=f'{i}.png', label=o, is_valid=i >= len(labels), **({} if true is None else dict(true=true[i%len(labels)]))) for i,
-            o in enumerate(labels*2)]
+    rows = [dict(path=f'{i}.png', label=o, is_valid=i >= len(labels), **({} if true is None else dict(true=true[i%len(labels)])))
+            for i,o in enumerate(labels*2)]
     for o in rows: picture(tmp_path/o['path'])
     pd.DataFrame(rows).to_csv(tmp_path/'t.csv', index=False)
     return tmp_path/'t.csv'
