@@ -354,6 +354,26 @@ def test_an_epoch_of_nan_is_forgotten(make_learn):
         loss.passes += 1
     assert loss.rate == 0 and loss.matrix is None and res.isfinite()
 
+@pytest.mark.cell('Robust losses', 'the preset with classes of unequal size: rare ones are boosted in the targets, from twice the labels on')
+@pytest.mark.parametrize('sizes,boosted', [((20,10,10), False), ((21,10,10), True), ((30,10,0), True)])
+def test_rare_classes_are_boosted(sizes, boosted):
+    y = indexed(TensorCategory(torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))), range(sum(sizes)))
+    torch.manual_seed(0)
+    passes,got = [torch.randn(sum(sizes), 3) for _ in range(3)],{}
+    for boost in (10.,1.):
+        loss = ForwardCorrection(lam=3., takeover=(0,1), boost=boost)
+        for n,pred in enumerate(passes):
+            loss.begin(sum(sizes), 'cpu')
+            res,loss.passes = loss(pred, y, reduction='none'),n+1.
+        got[boost] = res,loss.targets[:,:-1],loss.rarer
+    assert all(torch.equal(a, b) != boosted for a,b in zip(got[10.][:2], got[1.][:2]))
+    assert got[1.][2] is None and (got[10.][2] is not None) == boosted
+    if not boosted: return
+    mean = {k:v[1].mean(0) for k,v in got.items()}
+    assert mean[10.][0] < mean[1.][0] and mean[10.][2] > mean[1.][2]
+    rarer = got[10.][2].exp()
+    assert rarer[0] == 1 and rarer[1] == pytest.approx(sizes[0]/10) and rarer[2] == pytest.approx(10 if not sizes[2] else sizes[0]/10)
+
 def test_regularisation_after_the_correction_is_that_of_elr(make_learn):
     learn = fit(make_learn(cbs=RobustLoss(ForwardCorrection(lam=3., takeover=(0,1e-6)))), 2)
     assert learn.robust_loss.loss_func_of_training.taken == 1 # in the second epoch; the first is plain cross-entropy
