@@ -70,8 +70,11 @@ def differences(
     there:dict, # One description of a run
     here:dict # Another
 ) -> str: # Such as lr 0.01 there, 0.1 here
-    "In what the two are not the same"
-    return ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in {**there,**here} if there.get(k) != here.get(k) and str(there.get(k)) != str(here.get(k)))
+    "In what the two are not the same; what one of them does not name is as good as None, 0 or False in the other"
+    def same(k):
+        a,b = there.get(k),here.get(k)
+        return a == b or str(a) == str(b) or not (a or b) and (k not in there or k not in here)
+    return ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in {**there,**here} if not same(k))
 
 # %% ../nbs/21_checkpoint.ipynb #dce2f1b8
 def checkpoint_files(

@@ -23,7 +23,7 @@ from .distributed import leave_together,own_gpu
 from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
-from .recipe import newer_options,overrides,resolved,rotates
+from .recipe import overrides,resolved,rotates
 from .record import Record,device_info,git_commit,image_sizes,read_record,versions
 from .scan import scan_images
 from .setup import data_digest,method_of,rates_of,set_up,split_files,warmup_of
@@ -178,8 +178,8 @@ def _train(args, config):
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'],
         args['pretrained'])
     keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
-    what = {k:v for k,v in config.items() if k not in ('path','unlabeled') and not (k in newer_options and v == newer_options[k])}
-    cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config={**what, 'data':learn.digest})] if out else [])
+    what = {**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest}
+    cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config=what)] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
         with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, rates_of(config), cbs=cbs, **warmup_of(config, n_epoch))
     _judge_labels(learn, keep)

@@ -195,6 +195,7 @@ _from_scratch,_pretrained = dict(takeover=(4,12), doubt=(20,40)),dict(takeover=(
 class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for such wrong ones as the training itself shows"
     pretrained = False # `RobustLoss` asks the Learner
+    boost,rarer = 1.,None # of a loss that an earlier version has pickled
     def __init__(self,
         beta:float=.7, # How slowly the targets follow the predictions
         surest:float=.05, # Share of the images, or of those of each predicted class, from whose labels wrong ones are estimated: those with the surest targets; at least 50, or 20
@@ -203,7 +204,7 @@ class ForwardCorrection(TemporalTargets):
         takeover:tuple|str='auto', # Passes over the images between which it does; auto: 4 to 12, with pretrained weights 0.5 to 1
         doubt:tuple|str|None='auto', # Passes between which labels that the targets contradict lose their say, with `lam`; auto: 20 to 40, where `takeover` is auto with pretrained weights 1 to 2; None for never
         by_class:float|None=.05, # Share of the surest images with labels that stand out in their class, above which it is corrected by a matrix; None for never
-        boost:float=10. # Where classes are of unequal size, by how much at most the probability of a rare one counts for more in the targets; 1 for never
+        boost:float=10. # Where classes are of unequal size, by how much at most the probability of a rare one counts for more in the targets; 1 for not at all
     ):
         need_numbers(surest=surest, trust=trust, boost=boost, **({} if by_class is None else dict(by_class=by_class)))
         if boost < 1: raise InputError(f"boost={boost}: give a factor of 1 or more")
@@ -244,11 +245,13 @@ class ForwardCorrection(TemporalTargets):
         else: self.matrix = trust*matrix + (1-trust)*torch.eye(classes, device=device)
 
     def _rarer(self):
-        "Logarithm of how much rarer than the largest class each class is, by the given labels; None where sizes differ little"
+        "Logarithm of how much rarer than the largest class each class is, by the given labels; None where sizes differ little, or few are seen"
         if self.targets is None or self.boost == 1: return None
         labels = self._seen[1]
-        sizes = labels[labels >= 0].bincount(minlength=self.targets.shape[1]-1).clamp(min=1)
-        return (sizes.max()/sizes).log().clamp(max=math.log(self.boost)) if sizes.max() > _alike*sizes.min() else None
+        sizes = labels[labels >= 0].bincount(minlength=self.targets.shape[1]-1)
+        there = sizes > 0 # a class that no image is said to have is not rare
+        if sizes.sum() < .95*self.n or sizes.max() <= _alike*sizes[there].min(): return None
+        return torch.where(there, (sizes.max()/sizes.clamp(min=1)).log().clamp(max=math.log(self.boost)), 0.)
 
     @property
     def _seen(self):
@@ -278,6 +281,7 @@ class ForwardCorrection(TemporalTargets):
         y = _plain(targ)
         ce = F.cross_entropy(pred, y, reduction='none')
         if (idx := self._images(targ)) is None: return ce
+        if self.targets is not None and self.targets.shape[1] != pred.shape[1]+1: self.rate,self.matrix,self.rarer = 0.,None,None # of other classes
         p = _bounded(pred if self.rarer is None else pred+self.rarer, 1e-3/pred.shape[1])
         t = self._updated(idx, F.pad(p.detach(), (0,1)))[:,:-1]
         self.targets[idx,-1] = y+1. # behind the targets, 0 for an image that was not seen

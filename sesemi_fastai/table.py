@@ -170,7 +170,7 @@ def conditions(
 # %% ../nbs/43_table.ipynb #f5ca559b
 def _same(a, b): return a == b or pd.isna(a) and pd.isna(b)
 def _compared_with(df):
-    "Plain training; where there is none, the only method without rotations, or the only one of these that does nothing against wrong labels"
+    "Plain training; where there is none, the only method without rotations, or the only one of these with no robust loss and no corrected labels"
     alone = df[~_rotates(df)]
     bare = alone[(alone.robust == 'none') & alone.corrections.isna()]
     for names in (alone.method.unique(), bare.method.unique()):
