@@ -326,6 +326,6 @@ def speed_record(
     times,imports = take_turns(runners, repeats, seconds),import_seconds(repeats)
     kwargs.pop('store', None)
     return dict(kind='speed', settings=dict(arch='resnet18', size=64, bs=16, workers=0) | kwargs, best=best_mode(default_device()),
-                data=Path(os.path.abspath(path)).name,
-                pixels=image_sizes([Path(path)/o for o in df.path]), seconds=times.round(6).to_dict('list'), import_seconds=[round(o, 3) for o in imports],
+                data=Path(os.path.abspath(path)).name, pixels=image_sizes([Path(path)/o for o in df.path]),
+                seconds=times.round(6).to_dict('list'), import_seconds=[round(o, 3) for o in imports],
                 ratios={k:round(v.median(), 4) for k,v in speed_ratios(times).items()}, **device_info(), versions=versions(), commit=git_commit())

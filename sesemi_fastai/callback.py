@@ -287,8 +287,7 @@ class SESEMI(TrainingColumns):
         "What a fit that goes on in another process needs: rotation head, its optimizer state, position in the unlabeled images"
         if not self._branch: return {}
         return dict(head=self.rot_head.state_dict(), opt=self._head_params.state_dict(), stream=self._stream.state_dict(), n_images=self.n_images,
-                    steps=self._steps,
-                    grads=[p.grad for p in self.rot_head.parameters()])
+                    steps=self._steps, grads=[p.grad for p in self.rot_head.parameters()])
 
     def load_state_dict(self,
         state:dict # From `state_dict`

@@ -186,7 +186,7 @@ class Checkpoint(StaysHome):
         "What is the same in all processes"
         rec,scaler = self.recorder,getattr(self.learn, 'scaler', None)
         return dict(epoch=self.epoch+1, fit=self._fit, train_iter=self.learn.train_iter, n_epoch=self.n_epoch, config=self.config,
-                    model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
+            model=get_model(self.learn.model).state_dict(), opt=self.opt.state_dict(),
             scaler=scaler.state_dict() if scaler else None, recorder={k:getattr(rec, k) for k in _recorded}, smooth=(rec.smooth_loss.count,rec.smooth_loss.val),
             trackers={nm:{k:getattr(cb, k) for k in _tracked if k in vars(cb)} for nm,cb in _trackers(self.learn).items()})
 

@@ -1,8 +1,9 @@
 "A folder as somebody might have it: 2000 photographs of Imagenette, 1000 more for validation, and a table for each share of wrong labels"
-import shutil
+import shutil,sys
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
+from sesemi_fastai.core import InputError
 from sesemi_fastai.data import noisy_table
 
 @call_parse
@@ -11,7 +12,8 @@ def main(
     out:str # New folder
 ):
     "Write photographs and tables noise50.csv, noise5.csv and noise0.csv, which have the true labels in a column of their own"
-    tables,out = {n:noisy_table(path, n, named=False) for n in (50,5,0)},Path(out)
+    try: tables,out = {n:noisy_table(path, n, named=False) for n in (50,5,0)},Path(out)
+    except InputError as e: sys.exit(str(e))
     few = pd.concat([df.groupby('true').sample(100 if valid else 200, random_state=0) for valid,df in tables[0].groupby('is_valid')])
     for o in few.path:
         (out/o).parent.mkdir(parents=True, exist_ok=True)

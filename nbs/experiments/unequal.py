@@ -1,8 +1,9 @@
 "Classes of unequal size: of Imagenette's training photographs 900 of one class down to 18 of another, and tables with every label right and with some wrong"
-import shutil
+import shutil,sys
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.script import call_parse
+from sesemi_fastai.core import InputError
 from sesemi_fastai.data import noisy_table
 from sesemi_fastai.noise import add_label_noise
 
@@ -12,7 +13,8 @@ def main(
     out:str # New folder
 ):
     "Write photographs, 100 of each class for validation, and tables noise0.csv and noise30.csv, which have the true labels in a column of their own"
-    df,out = noisy_table(path, 0, named=False),Path(out)
+    try: df,out = noisy_table(path, 0, named=False),Path(out)
+    except InputError as e: sys.exit(str(e))
     sizes = dict(zip(np.random.default_rng(0).permutation(sorted(df.true.unique())), np.geomspace(900, 18, 10).round().astype(int)))
     parts = [o.sample(100 if valid else sizes[true], random_state=0) for (valid,true),o in df.groupby(['is_valid','true'])]
     df = pd.concat(parts)[['path','label','is_valid','true']]
