@@ -1041,6 +1041,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection._seen': ( 'robust.html#forwardcorrection._seen',
                                                                                         'sesemi_fastai/robust.py'),
+                                      'sesemi_fastai.robust.ForwardCorrection._unequal': ( 'robust.html#forwardcorrection._unequal',
+                                                                                           'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection.begin': ( 'robust.html#forwardcorrection.begin',
                                                                                         'sesemi_fastai/robust.py'),
                                       'sesemi_fastai.robust.ForwardCorrection.label_matrix': ( 'robust.html#forwardcorrection.label_matrix',

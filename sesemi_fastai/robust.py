@@ -190,12 +190,13 @@ def _two_passes(name, passes):
     return a,b
 
 _alike = 2 # classes of which the largest has at most so many times the images of the smallest
+_worth_it = .05,.2 # estimated shares of wrong labels between which rare classes are what regularisation may cost
 _from_scratch,_pretrained = dict(takeover=(4,12), doubt=(20,40)),dict(takeover=(.5,1), doubt=(1,2))
 
 class ForwardCorrection(TemporalTargets):
     "Cross-entropy of the given labels, corrected for such wrong ones as the training itself shows"
     pretrained = False # `RobustLoss` asks the Learner
-    boost,rarer = 1.,None # of a loss that an earlier version has pickled
+    boost,sizes,rarer = 1.,None,None # of a loss that an earlier version has pickled
     def __init__(self,
         beta:float=.7, # How slowly the targets follow the predictions
         surest:float=.05, # Share of the images, or of those of each predicted class, from whose labels wrong ones are estimated: those with the surest targets; at least 50, or 20
@@ -216,7 +217,7 @@ class ForwardCorrection(TemporalTargets):
         super().__init__(beta)
         self.surest,self.trust = float(surest),float(trust)
         self.by_class,self.rate,self.taken,self.doubted,self.matrix = by_class if by_class is None else float(by_class),0.,0.,0.,None
-        self.boost,self.rarer = float(boost),None
+        self.boost,self.sizes,self.rarer = float(boost),None,None
 
     def _passes(self, pretrained):
         "Those of takeover and doubt, in numbers"
@@ -235,23 +236,30 @@ class ForwardCorrection(TemporalTargets):
     ):
         "Set rate or matrix of wrong labels for an epoch over `n` images, how far regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
-        passes,self.rarer = round(self.passes),self._rarer()
+        passes,self.sizes,self.rate,self.matrix = round(self.passes),self._unequal(),0.,None
+        self.rarer = self._rarer()
         self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._passes(self.pretrained))
-        trust,self.rate,self.matrix = self.trust*(1-self.taken) if passes else 0.,0.,None
-        share,matrix = self._estimate() if trust else (math.nan,None)
+        asked = passes and (self.taken < 1 or self.sizes is not None)
+        share,matrix = self._estimate() if asked else (math.nan,None)
         if math.isnan(share): return
+        if self.sizes is not None: self.taken,self.doubted = (o*_way(share, _worth_it) for o in (self.taken,self.doubted))
+        if not (trust := self.trust*(1-self.taken)): return
         classes = self.targets.shape[1]-1
         if matrix is None: self.rate = trust*min(share, 1-1/classes)
         else: self.matrix = trust*matrix + (1-trust)*torch.eye(classes, device=device)
 
-    def _rarer(self):
-        "Logarithm of how much rarer than the largest class each class is, by the given labels; None where sizes differ little, or few are seen"
-        if self.targets is None or self.boost == 1: return None
+    def _unequal(self):
+        "Images of each class, by the given labels; None where classes are of like size, or few images are seen"
+        if self.targets is None: return None
         labels = self._seen[1]
         sizes = labels[labels >= 0].bincount(minlength=self.targets.shape[1]-1)
-        there = sizes > 0 # a class that no image is said to have is not rare
-        if sizes.sum() < .95*self.n or sizes.max() <= _alike*sizes[there].min(): return None
-        return torch.where(there, (sizes.max()/sizes.clamp(min=1)).log().clamp(max=math.log(self.boost)), 0.)
+        # a class that no image is said to have is not rare
+        return sizes if sizes.sum() >= .95*self.n and sizes.max() > _alike*sizes[sizes > 0].min() else None
+
+    def _rarer(self):
+        "Logarithm of how much rarer than the largest class each class is, at most that of `boost`; None for not at all"
+        if (sizes := self.sizes) is None or self.boost == 1: return None
+        return torch.where(sizes > 0, (sizes.max()/sizes.clamp(min=1)).log().clamp(max=math.log(self.boost)), 0.)
 
     @property
     def _seen(self):

@@ -12,7 +12,7 @@ def main(
     path:str, # Folder of Imagenette with noisy_imagenette.csv
     out:str # New folder
 ):
-    "Write photographs, 100 of each class for validation, and tables noise0.csv and noise30.csv, which have the true labels in a column of their own"
+    "Write photographs, 100 of each class for validation, and tables noise0.csv, noise10.csv and noise30.csv, which have the true labels in a column of their own"
     try: df,out = noisy_table(path, 0, named=False),Path(out)
     except InputError as e: sys.exit(str(e))
     sizes = dict(zip(np.random.default_rng(0).permutation(sorted(df.true.unique())), np.geomspace(900, 18, 10).round().astype(int)))
@@ -21,7 +21,7 @@ def main(
     for o in df.path:
         (out/o).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(path)/o, out/o)
-    for noise in (0,30):
+    for noise in (0,10,30):
         df.loc[~df.is_valid,'label'] = add_label_noise(df.true[~df.is_valid], noise/100, seed=0)
         df.to_csv(out/f'noise{noise}.csv', index=False)
     print(df[~df.is_valid].groupby('true').size().sort_values(ascending=False).to_dict())
