@@ -104,6 +104,13 @@ def _tell_idle(options):
     if idle := idle_options(options):
         note(f"{', '.join('--'+o.replace('_', '-') for o in idle)} {'changes' if len(idle) == 1 else 'change'} nothing in this run")
 
+def _told_worst(record):
+    "The class that is learned worst, which the accuracy may hide"
+    found = {k:100*v['right']/v['valid'] for k,v in record.get('classes', {}).items() if v['valid']}
+    if not found: return ''
+    worst = min(found, key=found.get)
+    return f" ({found[worst]:.1f} % of class {worst}, the lowest, {record['classes'][worst]['valid']} images)"
+
 @call_parse
 @delegates(train_run, but='bar,resume')
 def sesemi_train(
@@ -119,7 +126,7 @@ def sesemi_train(
         else: _tell_idle(options(kwargs))
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
         if rank_distrib(): return
-        print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch, {100*record['best_accuracy']:.1f} % after the "
+        print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
               f"best one{f'; record, predictions and suspected labels are in {out}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))
 

@@ -23,6 +23,7 @@ from .distributed import leave_together,own_gpu
 from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,self_confidence,truly_wrong
 from .optim import exportable,schedules
+from .predictions import class_counts
 from .recipe import overrides,resolved,rotates
 from .record import Record,device_info,git_commit,image_sizes,read_record,versions
 from .scan import scan_images
@@ -77,6 +78,12 @@ def _judge_labels(learn, keep):
     if truly_wrong(df).any():
         keep.save(label_order='margin', label_precision=round(average_precision(df), 4),
                   label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
+
+def _count_classes(learn, keep):
+    "What the last validation found of each class goes into the record"
+    if not learn.predictions.last: return
+    df = learn.dls.table
+    keep.save(classes=class_counts(learn.predictions.frame(), df.label[~df.is_valid]).to_dict('index'))
 
 def _as_begun(fname, ckpts):
     "The corrections as they are when the run begins, kept beside its checkpoints: their file may change while it trains"
@@ -183,6 +190,7 @@ def _train(args, config):
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
         with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, rates_of(config), cbs=cbs, **warmup_of(config, n_epoch))
     _judge_labels(learn, keep)
+    _count_classes(learn, keep)
     if out and not rank_distrib():
         _leave_results(learn, args['export'], args['export_weights'], out, args['corrections'])
         keep.more = False

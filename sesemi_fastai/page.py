@@ -10,6 +10,7 @@ import base64,io,os,warnings
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.xml import to_xml,Html,Head,Body,Title,Meta,Style,H1,H2,P,Div,Img,Figure,Figcaption,Table,Thead,Tbody,Tr,Th,Td
+from .classes import class_tables
 from .core import write_text
 from .curves import curve_colours,curve_sets,plot_curves,small_png
 from .labels import plot_suspects,read_labels
@@ -54,6 +55,17 @@ def _published(records):
     pub = published_beside(records)
     return [H2('Published by others'), _html(pub),
             P('Other networks, sizes and machines; SESEMI counts an epoch over its unlabeled images.', cls='note')] if len(pub) else []
+
+_most_classes = 40 # of which a page shows the accuracy
+
+def _class_tables(records):
+    "The accuracy of each class; of a thousand classes those that are learned worst"
+    tables = class_tables(records)
+    for k,df in tables.items():
+        cut = f', the {_most_classes} that are learned worst of {len(df)}'*(len(df) > _most_classes)
+        yield from (P(k+cut, cls='note'), _html(df.head(_most_classes)))
+    if tables: yield P('Percent of its validation images at the final epoch, mean ± standard deviation over runs; classes that are learned worst first.',
+                       cls='note')
 
 def _images_of(df, folder, path, run):
     "Pictures of a run that show images of the data"
@@ -108,8 +120,10 @@ def write_report(
     figs = {f'{k}: accuracy on the validation images after each epoch, and what the training passes say':plot_curves(v, k, colours)
             for k,v in curve_sets(records).items()}
     shown = [_curves(k, fig) for k,fig in figs.items()] + [Figure(Img(src=photo_src(fig), alt=k), Figcaption(k)) for k,fig in (pictures or {}).items()]
+    by_class = [*_class_tables(records)]
     page = Html(Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title), Style(_style)),
                 Body(H1(title), H2('Accuracy on the validation images'), _html(result_table(records, against=True)),
-                     P(table_note, cls='note'), P(conditions(records), cls='note'), *_published(records), H2('Curves and pictures'), *shown), lang='en')
+                     P(table_note, cls='note'), P(conditions(records), cls='note'), *_published(records),
+                     *([H2('Accuracy of each class'), *by_class] if by_class else []), H2('Curves and pictures'), *shown), lang='en')
     write_text(fname, to_xml(page).encode('utf-8', 'replace').decode()) # names of folders may be no UTF-8
     return Path(fname)

@@ -15,18 +15,21 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp('report')
     mini = make_mini(folder/'mini', 120, 20)
     for name,unlabeled in dict(plain='none', sesemi='train').items():
-        assert run('sesemi-train', '--dataset', 'mini', '--path', mini, '--epochs', 2, '--unlabeled', unlabeled, '--out', folder/'runs'/name,
-                   '--no-bar', *small).returncode == 0
+        trained = run('sesemi-train', '--dataset', 'mini', '--path', mini, '--epochs', 2, '--unlabeled', unlabeled, '--out', folder/'runs'/name,
+                      '--no-bar', *small)
+        assert trained.returncode == 0
     res = run('sesemi-report', folder/'runs', '--path', mini)
     assert res.returncode == 0, res.stderr
     assert res.stdout.split() == [str(folder/'runs/report.html')]
+    assert re.search(r'the last epoch \([0-9.]+ % of class \w+, the lowest, \d+ images\), [0-9.]+ % after', trained.stderr), trained.stderr
     assert 'with --path' in run('sesemi-report', folder/'runs', '--page', folder/'bare.html').stdout
     return folder/'runs/report.html'
 
 def test_it_holds_all_its_parts(report):
     html = report.read_text()
     for part in ('Accuracy on the validation images','50% wrong labels','Which class was taken for which','labels found least likely',
-                 'Training labels that look most wrong','A rotated batch'): assert part in html, part
+                 'Training labels that look most wrong','A rotated batch',
+                 'Accuracy of each class','<th class="figures">training labels</th>'): assert part in html, part
     assert 'Published by others' not in html # of drawn images nobody has
     assert (html.count('data:image/png'),html.count('data:image/webp')) == (1,2+2+2+1)
     assert not re.findall(r'(?:src|href)="(?!data:)', html) and '<script' not in html
@@ -47,7 +50,7 @@ def test_it_renders_without_errors(report, tmp_path, width):
         page.screenshot(path=tmp_path/'s.png')
         browser.close()
     assert o['wide'] <= o['window'] == width and not told
-    assert len(o['pictures']) == 8 and min(o['pictures']) > 200 and max(o['shown']) <= max(width, 704) and o['rows'] == 3 # wide pictures scroll, as tables do
+    assert len(o['pictures']) == 8 and min(o['pictures']) > 200 and max(o['shown']) <= max(width, 704) and o['rows'] == 3+11 # wide pictures scroll, as tables do
     im = Image.open(tmp_path/'s.png').convert('L')
     assert im.width == width and im.getextrema()[0] < 60 and im.getextrema()[1] > 240
 

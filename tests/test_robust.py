@@ -379,6 +379,24 @@ def test_rare_classes_are_boosted(sizes, boosted):
     rarer = got[10.][2].exp()
     assert rarer.tolist() == pytest.approx([min(10, sizes[0]/o) for o in sizes])
 
+@pytest.mark.cell('Robust losses', 'the preset with classes of unequal size: no regularisation where hardly a label is wrong')
+@pytest.mark.parametrize('wrong,sizes,taken', [(0, (900,100), 0.), (.125, (900,100), .5), (.25, (900,100), 1.), (0, (500,500), 1.), (.25, (500,500), 1.)])
+def test_regularisation_of_unequal_classes_needs_wrong_labels(wrong, sizes, taken):
+    true = torch.repeat_interleave(torch.arange(2), torch.tensor(sizes))
+    flipped = torch.arange(1000)%40 < 40*wrong # as many of each class
+    y = indexed(TensorCategory(torch.where(flipped, 1-true, true)), range(1000))
+    loss = ForwardCorrection(lam=3., takeover=(0,1), doubt=(0,1), surest=1., by_class=None) # all images are asked
+    for _ in range(2):
+        loss.begin(1000, 'cpu')
+        got,loss.passes = loss(F.one_hot(true)*9.-4, y, reduction='none'),loss.passes+1
+    other = ForwardCorrection(lam=3., takeover=(0,1), doubt=(0,1), surest=1., by_class=None) # goes on from a checkpoint
+    other.load_state_dict(loss.state_dict())
+    for o in (loss,other):
+        o.begin(1000, 'cpu')
+        assert (o.taken,o.doubted) == pytest.approx((taken,taken), abs=1e-6)
+        assert o.rate == pytest.approx((1-taken)*.5*min(wrong, .5), abs=1e-6)
+    if not wrong and not taken: assert torch.allclose(got, F.cross_entropy(F.one_hot(true)*9.-4, y, reduction='none'), atol=1e-5) # plain training
+
 def test_classes_of_like_size_of_which_few_images_were_seen():
     "By chance the sizes of what was seen differ; a network with another number of outputs goes on without"
     y = indexed(TensorCategory(torch.arange(64)%10), range(64))

@@ -12,7 +12,7 @@ def main(
     path:str, # Folder of Imagenette with noisy_imagenette.csv
     out:str # New folder
 ):
-    "Write photographs, 100 of each class for validation, and tables noise0.csv, noise10.csv and noise30.csv, which have the true labels in a column of their own"
+    "Write photographs, 100 of each class for validation, and noise0.csv, noise10.csv and noise30.csv, which also have the true labels"
     try: df,out = noisy_table(path, 0, named=False),Path(out)
     except InputError as e: sys.exit(str(e))
     sizes = dict(zip(np.random.default_rng(0).permutation(sorted(df.true.unique())), np.geomspace(900, 18, 10).round().astype(int)))
