@@ -6,8 +6,10 @@
 __all__ = ['class_tables']
 
 # %% ../nbs/44a_classes.ipynb #80610128
+from pathlib import PurePath
 import pandas as pd
 from .curves import curve_sets,kinds_of
+from .recipe import config_of
 from .table import mean_std
 
 # %% ../nbs/44a_classes.ipynb #aed464d0
@@ -31,12 +33,18 @@ def _side_by_side(records):
     shown = {k:['–' if pd.isna(m) else mean_std(m, s) for m,s in zip(v.mean(), v.std())] for k,v in kinds.items()}
     return df.assign(**shown).loc[means.mean(axis=1).sort_values(kind='stable').index].reset_index(drop=True)
 
+def _told_apart(groups):
+    "A name for each group of records, that of its data where these differ"
+    files = [', '.join(sorted({PurePath(config_of(o)['path'] or '').name for o in v})) for v in groups]
+    if len(groups) == 1: return ['']
+    return [f', {o}' for o in files] if len({*files}) == len(files) and all(files) else [f', data {i+1} of {len(files)}' for i in range(len(files))]
+
 def class_tables(
     records # Finished records
 ) -> dict: # Tables by noise level, and length where there are many; one row a class, accuracy in percent at the final epoch, mean ± standard deviation over runs
     "The accuracy of each class, runs of the same data side by side, classes that are learned worst first"
     res = {}
     for name,runs in curve_sets(records).items():
-        same = _of_same_data(runs)
-        for i,o in enumerate(same.values()): res[name + f', data {i+1} of {len(same)}'*(len(same) > 1)] = _side_by_side(o)
+        same = [*_of_same_data(runs).values()]
+        res.update({name+which:_side_by_side(o) for which,o in zip(_told_apart(same), same)})
     return res

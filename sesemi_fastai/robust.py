@@ -190,7 +190,7 @@ def _two_passes(name, passes):
     return a,b
 
 _alike = 2 # classes of which the largest has at most so many times the images of the smallest
-_worth_it = .05,.2 # estimated shares of wrong labels between which rare classes are what regularisation may cost
+_many = .2 # estimated share of wrong labels from which on regularisation of unequal classes is not put off
 _from_scratch,_pretrained = dict(takeover=(4,12), doubt=(20,40)),dict(takeover=(.5,1), doubt=(1,2))
 
 class ForwardCorrection(TemporalTargets):
@@ -236,15 +236,22 @@ class ForwardCorrection(TemporalTargets):
     ):
         "Set rate or matrix of wrong labels for an epoch over `n` images, how far regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
-        passes,self.sizes,self.rate,self.matrix = round(self.passes),self._unequal(),0.,None
+        passes,self.sizes = round(self.passes),self._unequal()
         self.rarer = self._rarer()
-        self.taken,self.doubted = (_way(passes, o) if self.lam and o else 0. for o in self._passes(self.pretrained))
-        asked = passes and (self.taken < 1 or self.sizes is not None)
-        share,matrix = self._estimate() if asked else (math.nan,None)
-        if math.isnan(share): return
-        if self.sizes is not None: self.taken,self.doubted = (o*_way(share, _worth_it) for o in (self.taken,self.doubted))
-        if not (trust := self.trust*(1-self.taken)): return
-        classes = self.targets.shape[1]-1
+        share,matrix = self._estimate() if passes else (math.nan,None)
+        self.taken,self.doubted = self._how_far(passes, share)
+        self._believe(self.trust*(1-self.taken), share, matrix)
+
+    def _how_far(self, passes, share):
+        "How far regularisation has taken over, and how far labels are doubted: with unequal classes the later, the fewer labels look wrong"
+        if self.sizes is not None and not math.isnan(share): passes *= min(1, share/_many)
+        return (_way(passes, o) if self.lam and o else 0. for o in self._passes(self.pretrained))
+
+    def _believe(self, trust, share, matrix):
+        "Set rate or matrix of wrong labels from a part of the estimate"
+        self.rate,self.matrix = 0.,None
+        if not trust or math.isnan(share): return
+        classes,device = self.targets.shape[1]-1,self.targets.device
         if matrix is None: self.rate = trust*min(share, 1-1/classes)
         else: self.matrix = trust*matrix + (1-trust)*torch.eye(classes, device=device)
 
