@@ -6,38 +6,40 @@
 __all__ = ['class_tables']
 
 # %% ../nbs/44a_classes.ipynb #80610128
-from pathlib import PurePath
 import pandas as pd
 from .curves import curve_sets,kinds_of
 from .recipe import config_of
 from .table import mean_std
 
 # %% ../nbs/44a_classes.ipynb #aed464d0
-def _counts(record):
-    "Training labels and validation images of each class, by which runs of the same data are known"
-    return tuple((k,v['train'],v['valid']) for k,v in record['classes'].items())
-
+def _path(record): return config_of(record)['path'] or ''
 def _of_same_data(records):
-    "Records by their counts; an older one, or one that was cut short, has none"
+    "Records by data path and validation images of each class; an older one, or one whose last validation was cut short, has no classes"
     res = {}
     for o in records:
-        if o.get('classes'): res.setdefault(_counts(o), []).append(o)
+        if o.get('classes'): res.setdefault((_path(o), *((k,v['valid']) for k,v in o['classes'].items())), []).append(o)
     return res
+
+def _range(numbers):
+    "Such as 18, or 18 to 92 where corrections have changed labels"
+    a,b = min(numbers),max(numbers)
+    return str(a) if a == b else f'{a} to {b}'
 
 def _side_by_side(records):
     "One table, of records that have the same classes"
     def percent(v): return 100*v['right']/v['valid'] if v['valid'] else float('nan')
     kinds = {', '.join(k):pd.DataFrame([{c:percent(v) for c,v in o['classes'].items()} for o in runs]) for k,runs in kinds_of(records).items()}
     means = pd.DataFrame({k:v.mean() for k,v in kinds.items()})
-    df = pd.DataFrame([dict(zip(('class','training labels','validation images'), o)) for o in _counts(records[0])]).set_index('class', drop=False)
+    df = pd.DataFrame([{'class':k, 'training labels':_range([o['classes'][k]['train'] for o in records]), 'validation images':v['valid']}
+                       for k,v in records[0]['classes'].items()]).set_index('class', drop=False)
     shown = {k:['–' if pd.isna(m) else mean_std(m, s) for m,s in zip(v.mean(), v.std())] for k,v in kinds.items()}
     return df.assign(**shown).loc[means.mean(axis=1).sort_values(kind='stable').index].reset_index(drop=True)
 
 def _told_apart(groups):
     "A name for each group of records, that of its data where these differ"
-    files = [', '.join(sorted({PurePath(config_of(o)['path'] or '').name for o in v})) for v in groups]
     if len(groups) == 1: return ['']
-    return [f', {o}' for o in files] if len({*files}) == len(files) and all(files) else [f', data {i+1} of {len(files)}' for i in range(len(files))]
+    paths,n = [_path(o[0]) for o in groups],len(groups)
+    return [f', {o}' for o in paths] if len({*paths}) == n and all(paths) else [f', data {i+1} of {n}' for i in range(n)]
 
 def class_tables(
     records # Finished records

@@ -109,7 +109,7 @@ def _told_worst(record):
     found = {k:100*v['right']/v['valid'] for k,v in record.get('classes', {}).items() if v['valid']}
     if not found: return ''
     worst = min(found, key=found.get)
-    return f" ({found[worst]:.1f} % of class {worst}, the lowest, {record['classes'][worst]['valid']} images)"
+    return f" (the lowest of a class: {found[worst]:.1f} %, of {one_line(worst)})"
 
 @call_parse
 @delegates(train_run, but='bar,resume')

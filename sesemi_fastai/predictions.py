@@ -16,7 +16,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from fastai.vision.all import PILImage
 from .core import InputError,one_line
 from .distributed import gathered,plain_dl
-from .items import class_names,item_names,need_classes,need_logits,need_one_target
+from .items import class_name,class_names,item_names,need_classes,need_logits,need_one_target
 from .phase import StaysHome
 
 # %% ../nbs/17_predictions.ipynb #f39adce7
@@ -89,7 +89,7 @@ def class_counts(
     train_labels=() # Given labels of the training images
 ) -> pd.DataFrame: # Index: class. train: labels that name it, valid: its validation images, right: those predicted as it
     "How often each class occurs, and how often it is predicted rightly"
-    counts = dict(train=pd.Series(train_labels, dtype=object).astype(str), valid=df.label, right=df.label[df.label == df.predicted])
+    counts = dict(train=pd.Series([class_name(o) for o in train_labels], dtype=object), valid=df.label, right=df.label[df.label == df.predicted])
     return pd.DataFrame({k:v.value_counts() for k,v in counts.items()}).fillna(0).astype(int).sort_index()
 
 def plot_confusion(

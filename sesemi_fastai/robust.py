@@ -201,7 +201,7 @@ class ForwardCorrection(TemporalTargets):
         beta:float=.7, # How slowly the targets follow the predictions
         surest:float=.05, # Share of the images, or of those of each predicted class, from whose labels wrong ones are estimated: those with the surest targets; at least 50, or 20
         trust:float=.5, # Part of the estimate that is believed
-        lam:float=0., # Factor of early-learning regularisation, which takes over; 0 for none
+        lam:float=0., # Factor of early-learning regularisation, which takes over, later where classes are of unequal size and few labels look wrong; 0 for none
         takeover:tuple|str='auto', # Passes over the images between which it does; auto: 4 to 12, with pretrained weights 0.5 to 1
         doubt:tuple|str|None='auto', # Passes between which labels that the targets contradict lose their say, with `lam`; auto: 20 to 40, where `takeover` is auto with pretrained weights 1 to 2; None for never
         by_class:float|None=.05, # Share of the surest images with labels that stand out in their class, above which it is corrected by a matrix; None for never

@@ -10,7 +10,6 @@ __all__ = ['of_length', 'table_note', 'method_name', 'noise_name', 'length_name'
 # %% ../nbs/43_table.ipynb #300fa8df
 from importlib.resources import files
 from itertools import product
-from pathlib import PurePath
 import pandas as pd
 from scipy import stats
 from .core import InputError
@@ -45,16 +44,16 @@ def length_name(
 _of_method = ('method','recipe','smoothing','mixup','robust','corrections','epochs','epoch_unit','unlabeled','unlabeled_images','unlabeled_bs',
               'weight','weight_end','rampup','rot_only','turns','rot_size','every','turned','bn','features')
 
-_figures = 'final','of_classes','best','passes','images','area','seconds','rotation'
-_outcome = *_figures,'started','file','unequal'
+_figures = 'final','best','passes','images','area','seconds','rotation'
+_outcome = *_figures,'started','file','of_classes','of_classes_std','unequal'
 
-_alike = 2 # validation images of the largest class against those of the smallest, up to which accuracy is near enough the mean of the classes
+_uneven = 2 # validation images of the largest class against those of the smallest, above which accuracy is not taken for the mean of the classes
 def _of_classes(o):
     "The mean accuracy of the classes, percent; and whether their sizes differ so much that it is another figure than the accuracy"
     counts = [c for c in o.get('classes', {}).values() if c['valid']]
     if not counts: return dict(of_classes=float('nan'), unequal=False)
     sizes = [c['valid'] for c in counts]
-    return dict(of_classes=sum(100*c['right']/c['valid'] for c in counts)/len(counts), unequal=max(sizes) > _alike*min(sizes))
+    return dict(of_classes=sum(100*c['right']/c['valid'] for c in counts)/len(counts), unequal=max(sizes) > _uneven*min(sizes))
 
 def _percent(share): return float('nan') if share is None else 100*share
 
@@ -69,7 +68,7 @@ def records_frame(
     return _same_digest(pd.DataFrame([dict(
         **{k:v for k,v in config_of(o).items() if k == 'seed' or k not in not_the_method}, data=o['data']['folder'], digest=o['data'].get('digest'),
         processes=o.get('processes', 1), method=method_name(o), unlabeled_images=_images_of_folder(o), started=o.get('started', ''),
-        file=PurePath(config_of(o)['path'] or '').name, **_of_classes(o), final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'],
+        file=config_of(o)['path'] or '', **_of_classes(o), final=100*o['accuracy'], best=100*o['best_accuracy'], passes=o['labelled_passes'],
         images=o['images'], area=o.get('images_by_area', o['images']), seconds=o['seconds'],
         rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records]))
 
@@ -99,7 +98,8 @@ def summary(
 ) -> pd.DataFrame: # One row a kind of run
     "Mean and standard deviation over seeds; runs that differ in anything else are not averaged"
     res = _kinds(records_frame(records)).agg(
-        runs=('final','count'), std=('final','std'), file=('file','first'), unequal=('unequal','any'), **{k:(k,'mean') for k in _figures}).reset_index()
+        runs=('final','count'), std=('final','std'), of_classes=('of_classes', lambda o: o.mean(skipna=False)), of_classes_std=('of_classes','std'),
+        file=('file','first'), unequal=('unequal','any'), **{k:(k,'mean') for k in _figures}).reset_index()
     res = res.assign(rotates=_rotates(res), other=res.method != 'plain')
     return res.sort_values(['data','noise','opt','epochs','rotates','other'], ascending=[True,False,True,True,True,True],
                            ignore_index=True).drop(columns=['rotates','other'])
@@ -123,8 +123,8 @@ def other_settings(
         res['unlabeled images'] = s.unlabeled_images.map('{:.0f}'.format, na_action='ignore').fillna('–')
     # data of one name that are not the same
     if s.groupby(['dataset','data','noise','corrections'], dropna=False).digest.nunique(dropna=False).max() > 1:
-        named = s.file.nunique() == len(s.groupby(['file','digest'], dropna=False)) == s.digest.nunique(dropna=False)
-        res.update({'data file':s.file} if named else {'data digest':s.digest.astype(str).str[:8]})
+        named = all(s.file) and s.file.nunique() == len(s.groupby(['file','digest'], dropna=False)) == s.digest.nunique(dropna=False)
+        res.update({'data path':s.file} if named else {'data digest':s.digest.astype(str).str[:8]})
     return res
 
 def result_table(
@@ -140,7 +140,7 @@ def result_table(
     return pd.DataFrame({'noise': ['–' if d == 'own' else f'{n}%' for d,n in zip(s.dataset, s.noise)], 'method': s.method, **other_settings(s),
                          'labelled passes': s.passes.map('{:.1f}'.format),
         'images through the network': s.images.map('{:,.0f}'.format), 'final epoch': [mean_std(a,b) for a,b in zip(s.final, s['std'])],
-        **({'mean of the classes':s.of_classes.map('{:.1f}'.format, na_action='ignore').fillna('–')} if s.unequal.any() else {}),
+        **({'mean of the classes':['–' if pd.isna(a) else mean_std(a, b) for a,b in zip(s.of_classes, s.of_classes_std)]} if s.unequal.any() else {}),
         'best epoch': s.best.map('{:.1f}'.format), 'runs': s.runs.astype(str),
         **{k:v for k,v in gains.items() if any(v)}})
 

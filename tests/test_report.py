@@ -21,7 +21,7 @@ def report(tmp_path_factory):
     res = run('sesemi-report', folder/'runs', '--path', mini)
     assert res.returncode == 0, res.stderr
     assert res.stdout.split() == [str(folder/'runs/report.html')]
-    assert re.search(r'the last epoch \([0-9.]+ % of class \w+, the lowest, \d+ images\), [0-9.]+ % after', trained.stderr), trained.stderr
+    assert re.search(r'the last epoch \(the lowest of a class: [0-9.]+ %, of \w+\), [0-9.]+ % after', trained.stderr), trained.stderr
     assert 'with --path' in run('sesemi-report', folder/'runs', '--page', folder/'bare.html').stdout
     return folder/'runs/report.html'
 
