@@ -374,6 +374,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'sesemi_fastai.cli._one_line_errors': ('cli.html#_one_line_errors', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._only_resume': ('cli.html#_only_resume', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._plot_study': ('cli.html#_plot_study', 'sesemi_fastai/cli.py'),
+                                   'sesemi_fastai.cli._reader_is_gone': ('cli.html#_reader_is_gone', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._rotated_batch': ('cli.html#_rotated_batch', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._scan': ('cli.html#_scan', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._share_wrong': ('cli.html#_share_wrong', 'sesemi_fastai/cli.py'),

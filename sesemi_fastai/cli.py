@@ -7,7 +7,7 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
            'sesemi_data', 'sesemi_demo']
 
 # %% ../nbs/47_cli.ipynb #fb5820fc
-import os,signal,sys,warnings
+import os,select,signal,sys,warnings
 from pathlib import Path
 from threading import Timer,current_thread,main_thread
 
@@ -81,12 +81,24 @@ def _one_line_errors(
 ):
     "Say the user's mistakes in one line on stderr"
     try:
-        with _sigterm_like_ctrl_c(): yield
-    except (InputError,OSError) as e: _leave(one_line(e), 2)
+        with _sigterm_like_ctrl_c():
+            yield
+            sys.stdout.flush()
+    except (InputError,OSError) as e:
+        if isinstance(e, BrokenPipeError) and _reader_is_gone(): sys.exit(141) # as programs end that SIGPIPE stops
+        _leave(one_line(e), 2)
     except RunStopped as e: _leave(one_line(e), 1)
     except torch.OutOfMemoryError: _leave('the device has too little memory for this run: choose a smaller --bs or --size', 1)
     except _Terminated: _leave('terminated' + (go_on and f'; {go_on}'), 143)
     except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
+
+def _reader_is_gone():
+    "Whether nobody reads what this command prints any more, as behind `| head`; what is left of it goes nowhere then"
+    out = select.poll()
+    out.register(sys.stdout, 0)
+    if not out.poll(0): return False # only that the other end is closed is told
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 def _leave(msg, status):
     print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)

@@ -104,8 +104,9 @@ def test_written_though_nobody_reads(trained, tmp_path):
     "as with `| head -1`, whose end may come first"
     r,w = os.pipe()
     os.close(r)
-    subprocess.run([BIN/'sesemi-labels', trained, '--accept-top', '7', '--corrections', tmp_path/'c.csv'], stdout=w)
+    res = subprocess.run([BIN/'sesemi-labels', trained, '--accept-top', '7', '--corrections', tmp_path/'c.csv'], stdout=w, stderr=subprocess.PIPE, text=True)
     os.close(w)
+    assert (res.returncode,res.stderr) == (141,'')
     assert len(pd.read_csv(tmp_path/'c.csv')) == 7
 
 def test_images_that_are_not_listed(trained):
