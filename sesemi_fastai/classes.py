@@ -12,12 +12,16 @@ from .recipe import config_of
 from .table import mean_std
 
 # %% ../nbs/44a_classes.ipynb #aed464d0
-def _path(record): return config_of(record)['path'] or ''
+def _data(record):
+    "The folder of a run's data, and its table where it has one of its own"
+    path,folder = config_of(record)['path'] or '',record['data']['folder']
+    return f'{folder}/{path}' if path.endswith('.csv') else folder
+
 def _of_same_data(records):
-    "Records by data path and validation images of each class; an older one, or one whose last validation was cut short, has no classes"
+    "Records by data and validation images of each class; an older one, or one whose last validation was cut short, has no classes"
     res = {}
     for o in records:
-        if o.get('classes'): res.setdefault((_path(o), *((k,v['valid']) for k,v in o['classes'].items())), []).append(o)
+        if o.get('classes'): res.setdefault((_data(o), *((k,v['valid']) for k,v in o['classes'].items())), []).append(o)
     return res
 
 def _range(numbers):
@@ -28,9 +32,11 @@ def _range(numbers):
 def _side_by_side(records):
     "One table, of records that have the same classes"
     def percent(v): return 100*v['right']/v['valid'] if v['valid'] else float('nan')
-    kinds = {', '.join(k):pd.DataFrame([{c:percent(v) for c,v in o['classes'].items()} for o in runs]) for k,runs in kinds_of(records).items()}
+    of_kind = kinds_of(records)
+    kinds = {', '.join(k):pd.DataFrame([{c:percent(v) for c,v in o['classes'].items()} for o in runs]) for k,runs in of_kind.items()}
+    counted = [o['classes'] for runs in of_kind.values() for o in runs] # one of a run that is there twice
     means = pd.DataFrame({k:v.mean() for k,v in kinds.items()})
-    df = pd.DataFrame([{'class':k, 'training labels':_range([o['classes'][k]['train'] for o in records]), 'validation images':v['valid']}
+    df = pd.DataFrame([{'class':k, 'training labels':_range([o[k]['train'] for o in counted]), 'validation images':v['valid']}
                        for k,v in records[0]['classes'].items()]).set_index('class', drop=False)
     shown = {k:['–' if pd.isna(m) else mean_std(m, s) for m,s in zip(v.mean(), v.std())] for k,v in kinds.items()}
     return df.assign(**shown).loc[means.mean(axis=1).sort_values(kind='stable').index].reset_index(drop=True)
@@ -38,8 +44,8 @@ def _side_by_side(records):
 def _told_apart(groups):
     "A name for each group of records, that of its data where these differ"
     if len(groups) == 1: return ['']
-    paths,n = [_path(o[0]) for o in groups],len(groups)
-    return [f', {o}' for o in paths] if len({*paths}) == n and all(paths) else [f', data {i+1} of {n}' for i in range(n)]
+    data,n = [_data(o[0]) for o in groups],len(groups)
+    return [f', {o}' for o in data] if len({*data}) == n else [f', data {i+1} of {n}' for i in range(n)]
 
 def class_tables(
     records # Finished records

@@ -77,15 +77,15 @@ def _sigterm_like_ctrl_c():
 
 @contextmanager
 def _one_line_errors(
-    go_on:str='' # What to do after Ctrl-C or SIGTERM
+    go_on:str='' # What to do after an early end
 ):
     "Say the user's mistakes in one line on stderr"
     try:
         with _sigterm_like_ctrl_c():
             yield
-            sys.stdout.flush()
+            if sys.stdout: sys.stdout.flush()
     except (InputError,OSError) as e:
-        if isinstance(e, BrokenPipeError) and _reader_is_gone(): sys.exit(141) # as programs end that SIGPIPE stops
+        if isinstance(e, BrokenPipeError) and _reader_is_gone(): _leave(go_on, 141) # as programs end that SIGPIPE stops
         _leave(one_line(e), 2)
     except RunStopped as e: _leave(one_line(e), 1)
     except torch.OutOfMemoryError: _leave('the device has too little memory for this run: choose a smaller --bs or --size', 1)
@@ -93,15 +93,15 @@ def _one_line_errors(
     except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
 
 def _reader_is_gone():
-    "Whether nobody reads what this command prints any more, as behind `| head`; what is left of it goes nowhere then"
+    "Whether nobody reads what this command prints any more, as behind `| head`"
     out = select.poll()
     out.register(sys.stdout, 0)
-    if not out.poll(0): return False # only that the other end is closed is told
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
+    return bool(out.poll(0)) # only that the other end is closed is told
 
 def _leave(msg, status):
-    print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)
+    if msg: print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)
+    try: sys.stdout and sys.stdout.flush()
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # what is left would fail again at the very end
     sys.exit(status)
 
 # %% ../nbs/47_cli.ipynb #1ccba7a1
@@ -184,9 +184,9 @@ def sesemi_table(
     with _one_line_errors():
         records = [o for o in read_records(out) if noise is None or config_of(o)['noise'] == noise]
         if not records: raise InputError(f"no run in {out} has noise {noise}")
-        _show_table(records)
         if report: write_report(records, report)
         if plot: save_figure(plot_curves(records), plot)
+        _show_table(records) # at last, as a reader such as `head` may be gone
 
 # %% ../nbs/47_cli.ipynb #1fd08bb2
 def _show_study(records):
@@ -236,17 +236,17 @@ def _bench_speed(path, noise, out, **kwargs):
         mini = mini_dls(noise, 64, bs=8, num_workers=0)
         df,dls_path = mini.table,Path(mini.path)
     record = speed_record(df, dls_path, **kwargs)
+    if out: write_text(out, json.dumps(record, indent=1)) # before a reader such as `head` may be gone
     print(speed_table(pd.DataFrame(record['seconds']), record['settings']['bs']).to_string())
     for k,v in record['ratios'].items(): print(f'{k}: {v:.3f}')
     print(f"seconds that sesemi_fastai.all adds to the import of fastai: {np.median(record['import_seconds']):.3f}")
-    if out: write_text(out, json.dumps(record, indent=1))
 
 def _bench_scale(out, **kwargs):
     record = scale_record(**kwargs)
+    if out:
+        write_text(out, json.dumps(record, indent=1))
+        save_figure(plot_scale(record), Path(out).with_suffix('.png'), dpi=60)
     print(pd.DataFrame(record['points']).to_string(index=False))
-    if not out: return
-    write_text(out, json.dumps(record, indent=1))
-    save_figure(plot_scale(record), Path(out).with_suffix('.png'), dpi=60)
 
 @call_parse
 def sesemi_bench(

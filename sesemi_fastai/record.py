@@ -179,7 +179,7 @@ def _check_record(o):
     config_of(o)['noise']
     o['history'][0]['accuracy']
     for k in _needed: o[k]
-    for v in o.get('classes', {}).values(): v['train']+v['valid']+v['right']
+    for v in o.get('classes', {}).values(): 1.*v['train']+v['valid']+v['right']
     for k in _numbers: 1.*o[k]
     for k,j in _parts: o[k][j]
 
