@@ -474,6 +474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sesemi_fastai.curves.by_noise': ('curves.html#by_noise', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.curve_colours': ('curves.html#curve_colours', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.curve_sets': ('curves.html#curve_sets', 'sesemi_fastai/curves.py'),
+                                      'sesemi_fastai.curves.kind_names': ('curves.html#kind_names', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.kinds_of': ('curves.html#kinds_of', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.plot_curves': ('curves.html#plot_curves', 'sesemi_fastai/curves.py'),
                                       'sesemi_fastai.curves.save_figure': ('curves.html#save_figure', 'sesemi_fastai/curves.py'),

@@ -7,7 +7,7 @@ __all__ = ['class_tables']
 
 # %% ../nbs/44a_classes.ipynb #80610128
 import pandas as pd
-from .curves import curve_sets,kinds_of
+from .curves import curve_sets,kind_names,kinds_of
 from .recipe import config_of
 from .table import mean_std
 
@@ -33,7 +33,8 @@ def _side_by_side(records):
     "One table, of records that have the same classes"
     def percent(v): return 100*v['right']/v['valid'] if v['valid'] else float('nan')
     of_kind = kinds_of(records)
-    kinds = {', '.join(k):pd.DataFrame([{c:percent(v) for c,v in o['classes'].items()} for o in runs]) for k,runs in of_kind.items()}
+    names = kind_names(of_kind)
+    kinds = {names[k]:pd.DataFrame([{c:percent(v) for c,v in o['classes'].items()} for o in runs]) for k,runs in of_kind.items()}
     counted = [o['classes'] for runs in of_kind.values() for o in runs] # one of a run that is there twice
     means = pd.DataFrame({k:v.mean() for k,v in kinds.items()})
     df = pd.DataFrame([{'class':k, 'training labels':_range([o[k]['train'] for o in counted]), 'validation images':v['valid']}

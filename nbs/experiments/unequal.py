@@ -18,9 +18,11 @@ def main(
     sizes = dict(zip(np.random.default_rng(0).permutation(sorted(df.true.unique())), np.geomspace(900, 18, 10).round().astype(int)))
     parts = [o.sample(100 if valid else sizes[true], random_state=0) for (valid,true),o in df.groupby(['is_valid','true'])]
     df = pd.concat(parts)[['path','label','is_valid','true']]
-    for o in df.path:
-        (out/o).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(path)/o, out/o)
+    try:
+        for o in df.path:
+            (out/o).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(path)/o, out/o)
+    except OSError as e: sys.exit(f'the photographs cannot be copied: {e}')
     for noise in (0,10,30):
         df.loc[~df.is_valid,'label'] = add_label_noise(df.true[~df.is_valid], noise/100, seed=0)
         df.to_csv(out/f'noise{noise}.csv', index=False)
