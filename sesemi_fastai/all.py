@@ -18,7 +18,9 @@ from .arch import make_model
 from .optim import optimizers, schedules, ranger_fused, ranger_gc, exportable
 from .recipe import recipes
 from .items import ItemIndex
-from .robust import RobustLoss, ELR, GCE, SCE, Bootstrap, ForwardCorrection
+from .losses import ELR, GCE, SCE, Bootstrap
+from .robust import RobustLoss
+from .forward import ForwardCorrection
 from .selection import SmallLoss, rejected_items
 from .pseudo import FixMatch
 from .average import EMA

@@ -10,7 +10,9 @@ from fastai.vision.all import L
 from .average import EMA
 from .core import choose
 from .pseudo import FixMatch
-from .robust import ELR,GCE,SCE,Bootstrap,ForwardCorrection,RobustLoss
+from .losses import ELR,GCE,SCE,Bootstrap
+from .forward import ForwardCorrection
+from .robust import RobustLoss
 from .selection import SmallLoss
 
 # %% ../nbs/15_methods.ipynb #71d1d561

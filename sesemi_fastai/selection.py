@@ -12,7 +12,7 @@ from torch import Tensor
 from fastai.vision.all import first,num_distrib
 from .callback import SESEMI
 from .core import InputError,need_numbers
-from .robust import TrainingLoss
+from .losses import TrainingLoss
 
 # %% ../nbs/12_selection.ipynb #e43f0438
 def _no_way_back(x, gmm):

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sesemi_fastai.all import SESEMI, Checkpoint, LabelReport, Memorisation, RobustLoss, own_dls, robust_cbs
 from sesemi_fastai.checkpoint import FiniteLoss
 from sesemi_fastai.methods import methods
-from sesemi_fastai.robust import TrainingLoss
+from sesemi_fastai.losses import TrainingLoss
 from conftest import tiny_model
 from test_callback import fit
 from test_resume import Crash

@@ -11,7 +11,8 @@ from sesemi_fastai.experiment import resume_run, train_run
 from sesemi_fastai.methods import robust_cbs
 from sesemi_fastai.mini import make_mini
 from sesemi_fastai.recipe import resolved
-from sesemi_fastai.robust import ForwardCorrection, RobustLoss
+from sesemi_fastai.forward import ForwardCorrection
+from sesemi_fastai.robust import RobustLoss
 from sesemi_fastai.table import conditions, published_beside
 from sesemi_fastai.weights import read_weights
 

@@ -12,7 +12,8 @@ from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.mini import make_mini, mini_dls
-from sesemi_fastai.robust import ELR, RobustLoss
+from sesemi_fastai.losses import ELR
+from sesemi_fastai.robust import RobustLoss
 from sesemi_fastai.steps import StepsPerEpoch
 from test_callback import Quiet, fit, traces, CLEAN
 from test_cli import run, small

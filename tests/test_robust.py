@@ -18,7 +18,9 @@ from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.methods import method_title, methods, robust_cbs
 from sesemi_fastai.predictions import Predictions
 from sesemi_fastai.pseudo import FixMatch
-from sesemi_fastai.robust import ELR, GCE, SCE, Bootstrap, ForwardCorrection, RobustLoss
+from sesemi_fastai.forward import ForwardCorrection
+from sesemi_fastai.losses import ELR, GCE, SCE, Bootstrap
+from sesemi_fastai.robust import RobustLoss
 from sesemi_fastai.selection import SmallLoss, chosen_labels, rejected_items
 from conftest import tiny_model
 from test_callback import CLEAN, Boom, Quiet, fit, traces

@@ -9,7 +9,7 @@ import sesemi_fastai
 from sesemi_fastai.all import EMA, SESEMI, LabelReport, Memorisation, own_dls, robust_cbs, train_run
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss
 from sesemi_fastai.methods import methods
-from sesemi_fastai.robust import TrainingLoss
+from sesemi_fastai.losses import TrainingLoss
 from conftest import tiny_model
 from test_callback import fit
 from test_cli import run

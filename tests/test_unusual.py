@@ -17,7 +17,8 @@ from sesemi_fastai.data import table_dls
 from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.predictions import Predictions
-from sesemi_fastai.robust import ELR, GCE, RobustLoss
+from sesemi_fastai.losses import ELR, GCE
+from sesemi_fastai.robust import RobustLoss
 from sesemi_fastai.steps import StepsPerEpoch
 from sesemi_fastai.stream import OwnRandom, unlabeled_items
 from conftest import tiny_model

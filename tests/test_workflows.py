@@ -13,7 +13,8 @@ from sesemi_fastai.checkpoint import Checkpoint, checkpoint_files
 from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.precision import Autocast
-from sesemi_fastai.robust import ELR, RobustLoss
+from sesemi_fastai.losses import ELR
+from sesemi_fastai.robust import RobustLoss
 from sesemi_fastai.arch import make_model
 from sesemi_fastai.weights import export_weights
 from conftest import tiny_model
