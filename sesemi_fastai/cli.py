@@ -7,9 +7,9 @@ __all__ = ['sesemi_train', 'sesemi_compare', 'sesemi_table', 'sesemi_study', 'se
            'sesemi_data', 'sesemi_demo']
 
 # %% ../nbs/47_cli.ipynb #fb5820fc
-import os,select,signal,sys,warnings
+import sys,warnings
 from pathlib import Path
-from threading import Timer,current_thread,main_thread
+from threading import Timer
 
 def _told_briefly(kind, e, trace):
     "Ctrl-C while fastai is imported, before a command has begun"
@@ -25,17 +25,17 @@ warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=Futur
 
 # %% ../nbs/47_cli.ipynb #121eb9cc
 import json
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from contextlib import contextmanager
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.meta import delegates
 from fastcore.script import call_parse
 from inspect import signature
 from shutil import get_terminal_size
 from textwrap import fill
 from shlex import quote
-from fastai.vision.all import num_distrib,rank_distrib
-from .core import InputError,RunStopped,image_files,make_folder,note,one_line,place_of_file,shows_bars,write_text
+from fastai.vision.all import rank_distrib
+from .core import InputError,image_files,make_folder,note,one_line,place_of_file,shows_bars,write_text
 from .bench import speed_record,speed_table
+from .ending import one_line_errors
 from .data import noisy_table,show_noisy_batch
 from .corrections import accepted,add_corrections,read_corrections
 from .labels import average_precision,cleanlab_of,read_labels,self_confidence,truly_wrong
@@ -57,52 +57,7 @@ from .stream import show_rotated_batch
 from .tree import write_noisy_tree
 _loading.cancel()
 
-# %% ../nbs/47_cli.ipynb #9540c6ec
 _again = 'the same command goes on where this one stopped'
-
-class _Terminated(KeyboardInterrupt): "SIGTERM, as a batch system sends it when the time is over"
-
-@contextmanager
-def _sigterm_like_ctrl_c():
-    "Inside, SIGTERM ends this process as Ctrl-C does; processes that it has forked, and those of torchrun, end as ever"
-    if num_distrib() > 1 or current_thread() is not main_thread(): yield; return
-    own = os.getpid()
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() == own: raise _Terminated
-        os.kill(os.getpid(), signal.SIGTERM)
-    before = signal.signal(signal.SIGTERM, stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-@contextmanager
-def _one_line_errors(
-    go_on:str='' # What to do after an early end
-):
-    "Say the user's mistakes in one line on stderr"
-    try:
-        with _sigterm_like_ctrl_c():
-            yield
-            if sys.stdout: sys.stdout.flush()
-    except (InputError,OSError) as e:
-        if isinstance(e, BrokenPipeError) and _reader_is_gone(): _leave(go_on, 141) # as programs end that SIGPIPE stops
-        _leave(one_line(e), 2)
-    except RunStopped as e: _leave(one_line(e), 1)
-    except torch.OutOfMemoryError: _leave('the device has too little memory for this run: choose a smaller --bs or --size', 1)
-    except _Terminated: _leave('terminated' + (go_on and f'; {go_on}'), 143)
-    except KeyboardInterrupt: _leave('interrupted' + (go_on and f'; {go_on}'), 130)
-
-def _reader_is_gone():
-    "Whether nobody reads what this command prints any more, as behind `| head`"
-    out = select.poll()
-    out.register(sys.stdout, 0)
-    return bool(out.poll(0)) # only that the other end is closed is told
-
-def _leave(msg, status):
-    if msg: print(f'{Path(sys.argv[0]).name}: {msg}', file=sys.stderr)
-    try: sys.stdout and sys.stdout.flush()
-    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # what is left would fail again at the very end
-    sys.exit(status)
 
 # %% ../nbs/47_cli.ipynb #1ccba7a1
 def _only_resume(kwargs):
@@ -132,7 +87,7 @@ def sesemi_train(
 ):
     "Train a classifier, with SESEMI's rotation loss or without, and print its record as one JSON line"
     out = resume or kwargs['out']
-    with _one_line_errors(f'go on with sesemi-train --resume {quote(str(out))}' if out else 'nothing was kept, a run with --out OUT can go on'):
+    with one_line_errors(f'go on with sesemi-train --resume {quote(str(out))}' if out else 'nothing was kept, a run with --out OUT can go on'):
         bar = shows_bars() and not no_bar
         if resume is not None: _only_resume(kwargs)
         else: _tell_idle(options(kwargs))
@@ -159,7 +114,7 @@ def sesemi_compare(
     **kwargs
 ):
     "Train plain and SESEMI at equal labelled passes, and plain at SESEMI's compute"
-    with _one_line_errors(_again):
+    with one_line_errors(_again):
         run_missing(comparison(epochs, _numbers(seeds, '--seeds'), unlabeled=unlabeled, **kwargs), out, bar=shows_bars() and not no_bar)
 
 # %% ../nbs/47_cli.ipynb #d7c56ce9
@@ -181,7 +136,7 @@ def sesemi_table(
 ):
     "Print the table of the finished runs in a folder"
     _draw_to_files()
-    with _one_line_errors():
+    with one_line_errors():
         records = [o for o in read_records(out) if noise is None or config_of(o)['noise'] == noise]
         if not records: raise InputError(f"no run in {out} has noise {noise}")
         if report: write_report(records, report)
@@ -214,7 +169,7 @@ def sesemi_study(
 ):
     "Work through a study file, or show what it has found"
     _draw_to_files()
-    with _one_line_errors(_again if what == 'run' else ''):
+    with one_line_errors(_again if what == 'run' else ''):
         runs,out = read_study(file),Path(out or Path(file).with_suffix(''))
         if path and len({v.get('path') for v in runs.values()}) > 1: raise InputError(f"the runs of {file} have different data folders: leave out --path")
         if path: runs = {k:{**v, 'path':path} for k,v in runs.items()}
@@ -265,7 +220,7 @@ def sesemi_bench(
 ):
     "Measure how fast training is, on a machine that does nothing else"
     _draw_to_files()
-    with _one_line_errors():
+    with one_line_errors():
         if out: place_of_file(out)
         if what == 'speed':
             _bench_speed(path, noise, out, arch=arch, size=size, bs=bs, workers=workers, files=files, repeats=repeats, seconds=seconds, store=store)
@@ -331,7 +286,7 @@ def sesemi_labels(
     corrections:str=None, # CSV file for sesemi-train --corrections; RUN/corrections.csv if not given
 ):
     "Print which training labels look wrong, and write down which suggestions are accepted"
-    with _one_line_errors():
+    with one_line_errors():
         df,folder = read_labels(run),Path(run) if Path(run).is_dir() else Path(run).parent
         if n < 0: raise InputError(f"--n {n}: give the number of labels to print")
         if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")
@@ -368,7 +323,7 @@ def sesemi_report(
 ):
     "Write one self-contained HTML page about the finished runs in a folder"
     _draw_to_files()
-    with _one_line_errors():
+    with one_line_errors():
         found = {k:o for k,o in find_records(out).items() if noise is None or config_of(o)['noise'] == noise}
         if not found: raise InputError(f"no run in {out} has noise {noise}")
         records = list(found.values())
@@ -400,7 +355,7 @@ def sesemi_data(
     seed:int=0, # mini: seed of pictures and noise
 ):
     "Write noisy folder trees or the drawn data set, or look for bad images"
-    with _one_line_errors():
+    with one_line_errors():
         if what == 'noisy':
             if not path: raise InputError("noisy needs --path: a folder of Imagenette or Imagewoof")
             for level in _numbers(noise, '--noise'): print(write_noisy_tree(path, level, out, link))
@@ -422,7 +377,7 @@ def sesemi_demo(
 ):
     "Train plainly, with SESEMI and with the preset on drawn images with half the labels wrong, and write table and report"
     _draw_to_files()
-    with _one_line_errors(_again):
+    with one_line_errors(_again):
         out,runs = Path(out),comparison(epochs, _numbers(seeds, '--seeds'), path=str(Path(out)/'mini'), **_demo)
         runs.update({k.replace('plain', 'auto'):{**o, 'robust':'auto'} for k,o in runs.items() if k.startswith(f'plain-{epochs}ep')})
         for o in runs.values(): check_options(resolved(o))

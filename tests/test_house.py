@@ -29,8 +29,8 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                study=['checks','core','experiment','folder','recipe','record'], cluster=['core','folder','recipe','record','study'],
                bench=['arch','callback','core','data','precision','prefetch','record','rotation','stream'],
                scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','recipe','table'],
-               classes=['curves','recipe','table'], page=['classes','core','curves','labels','predictions','recipe','table'], loggers=['core'],
-               cli=['bench','checks','cluster','core','corrections','curves','data','experiment','folder','labels','mini','page','recipe',
+               classes=['curves','recipe','table'], page=['classes','core','curves','labels','predictions','recipe','table'], loggers=['core'], ending=['core'],
+               cli=['bench','checks','cluster','core','corrections','curves','data','ending','experiment','folder','labels','mini','page','recipe',
                'record','scale','scan','setup','stream','study','table','tree'])
 
 def imports(fname):
