@@ -92,7 +92,8 @@ def sesemi_train(
         if resume is not None: _only_resume(kwargs)
         else: _tell_idle(options(kwargs))
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
-        if rank_distrib(): return
+    if rank_distrib(): return
+    with one_line_errors(): # nothing is left to go on with
         print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
               f"best one{f'; record, predictions and suspected labels are in {out}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))

@@ -103,12 +103,20 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
 @pytest.mark.cell('Suspicious labels', 'nobody reads the output any more, as behind head: a quiet end with status 141')
 def test_written_though_nobody_reads(trained, tmp_path):
     "as with `| head -1`, whose end may come first"
-    r,w = os.pipe()
-    os.close(r)
-    res = subprocess.run([BIN/'sesemi-labels', trained, '--accept-top', '7', '--corrections', tmp_path/'c.csv'], stdout=w, stderr=subprocess.PIPE, text=True)
-    os.close(w)
+    res = unread('sesemi-labels', trained, '--accept-top', '7', '--corrections', tmp_path/'c.csv')
     assert res.returncode == 141 and not any(o in res.stderr for o in ('Broken pipe','Traceback','Exception')), res.stderr
     assert len(pd.read_csv(tmp_path/'c.csv')) == 7
+
+def unread(*args):
+    "A command whose output nobody reads"
+    r,w = os.pipe()
+    os.close(r)
+    try: return subprocess.run([BIN/args[0], *args[1:]], stdout=w, stderr=subprocess.PIPE, text=True)
+    finally: os.close(w)
+
+def test_a_finished_run_that_nobody_reads_has_nothing_to_go_on_with(trained):
+    res = unread('sesemi-train', '--resume', trained)
+    assert res.returncode == 141 and 'validation accuracy' in res.stderr and 'go on with' not in res.stderr, res.stderr
 
 def test_images_that_are_not_listed(trained):
     n = json.loads((trained/'record.json').read_text())['data']['train_images']-len(read_labels(trained))
