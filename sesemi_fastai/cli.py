@@ -38,7 +38,7 @@ from .bench import speed_record,speed_table
 from .ending import one_line_errors
 from .data import noisy_table,show_noisy_batch
 from .corrections import accepted,add_corrections,read_corrections
-from .labels import average_precision,cleanlab_of,read_labels,self_confidence,truly_wrong
+from .labels import average_precision,cleanlab_of,has_probs,read_labels,self_confidence,truly_wrong
 from .checks import check_options,idle_options
 from .experiment import train_run,resume_run
 from .setup import make_dls
@@ -231,7 +231,7 @@ def sesemi_bench(
 # %% ../nbs/47_cli.ipynb #323ed817
 def _told_precision(df, cleanlab):
     "How good the ranking is, where the true labels are known"
-    ranks = {'as listed':None, 'self-confidence':self_confidence(df), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
+    ranks = {'as listed':None, **({'self-confidence':self_confidence(df)} if has_probs(df) else {}), **({'cleanlab':cleanlab} if cleanlab is not None else {})}
     wrong = truly_wrong(df).mean()
     told = ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: {told}"

@@ -21,7 +21,7 @@ from .checks import check_options,check_types
 from .corrections import add_corrections,read_corrections
 from .distributed import leave_together,own_gpu
 from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
-from .labels import average_precision,self_confidence,truly_wrong
+from .labels import average_precision,has_probs,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .predictions import class_counts
 from .recipe import overrides,resolved,rotates
@@ -75,9 +75,9 @@ def _judge_labels(learn, keep):
     "How well the list of suspicious labels finds the wrong ones, where these are known: its average precision goes into the record"
     if learn.label_report.total is None or 'true' not in learn.dls.table: return
     df = learn.label_report.frame()
-    if truly_wrong(df).any():
-        keep.save(label_order='margin', label_precision=round(average_precision(df), 4),
-                  label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
+    if not truly_wrong(df).any(): return
+    keep.save(label_order='margin', label_precision=round(average_precision(df), 4))
+    if has_probs(df): keep.save(label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
 def _count_classes(learn, keep):
     "What the last validation found of each class goes into the record"

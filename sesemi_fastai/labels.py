@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['margins', 'suspects', 'cleanlab_scores', 'LabelReport', 'suspect_frame', 'read_labels', 'average_precision',
-           'truly_wrong', 'self_confidence', 'cleanlab_of', 'plot_suspects']
+           'truly_wrong', 'has_probs', 'self_confidence', 'cleanlab_of', 'plot_suspects']
 
 # %% ../nbs/18_labels.ipynb #69f86692
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model
-from .core import InputError,note
+from .core import InputError,need_memory,note
 from .distributed import sum_over_ranks
 from .items import ItemIndex,class_names,item_labels,item_names,need_logits,same_images,unknown
 from .predictions import plot_images,with_paths
@@ -32,9 +32,15 @@ def suspects(
     margin # Mean margin of the label over the epochs, [N]
 ) -> pd.DataFrame: # `suggested` (class number), `score` 0 to 1, in the order of `probs`
     "How suspicious each label is, and which other class was predicted most"
-    others = np.array(probs, dtype=float)
-    others[np.arange(len(others)),np.asarray(given)] = -1
-    return pd.DataFrame(dict(suggested=others.argmax(1), score=expit(-np.asarray(margin, dtype=float))))
+    probs,given,rows = np.asarray(probs),np.asarray(given),10_000 # so many at a time, as a copy of them all may be large
+    best = [_best_other(probs[i:i+rows], given[i:i+rows]) for i in range(0, len(probs), rows)]
+    return pd.DataFrame(dict(suggested=np.concatenate([np.zeros(0, int), *best]), score=expit(-np.asarray(margin, dtype=float))))
+
+def _best_other(probs, given):
+    "The most likely class but for the given one"
+    others = probs.copy()
+    others[np.arange(len(others)),given] = -1
+    return others.argmax(1)
 
 def cleanlab_scores(
     probs, # Predicted probabilities, [N,K]
@@ -49,35 +55,46 @@ def cleanlab_scores(
 # %% ../nbs/18_labels.ipynb #5616ed13
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
-    def __init__(self): self.total,self.weight,self.epochs,self.now,self.of = None,None,0,None,None
+    def __init__(self): self.total,self.weight,self.epochs,self.now,self.of,self.too_large = None,None,0,None,None,False
 
     def before_fit(self):
         if self.passive: return
         now = self.dls,get_model(self.learn.model)
         if not same_images(self.of, now): self.total,self.weight,self.epochs = None,None,0
-        self.of,self.n_classes = now,len(class_names(self.dls)) or None # a network may have more outputs
+        self.of,self.n_classes,self.too_large = now,len(class_names(self.dls)) or None,False # a network may have more outputs
 
     def before_epoch(self):
         super().before_epoch()
         if not self.passive: self.now = None
 
     def after_loss(self):
-        if not self.training or self.passive or self.only_rotations: return
+        if not self.training or self.passive or self.only_rotations or self.too_large: return
         need_logits(self.learn.pred, self)
         x = self.learn.pred.detach().as_subclass(Tensor).float()
         m = margins(x[:,:self.n_classes], self.labels.as_subclass(Tensor))[:,None].clamp(-1e4, 1e4) # the sum stays a number where outputs are masked
         p = torch.cat([x.softmax(1), m, torch.ones_like(m)], 1)
         p = p.where(p.isfinite().all(1, keepdim=True), 0.) # a pass that overflows does not count
-        if self.now is None: self.now = torch.zeros(len(self.dls.train_ds), p.shape[1], device=p.device)
-        self.now.index_add_(0, self.idx, p)
+        if self.now is None: self.now = self._room(p)
+        if self.now is not None: self.now.index_add_(0, self.idx, p)
+
+    def _room(self, p):
+        "Sums of an epoch; None where there is too little memory for a list"
+        n = len(self.dls.train_ds)
+        try:
+            for size,device in ((4,p.device), (8,'cpu')): # sums of the epoch, and those so far beside it
+                need_memory(size*n*p.shape[1], device, f"a list of suspected labels among {n:,} images of {p.shape[1]-2:,} classes", "none is made")
+        except InputError as e:
+            note(str(e))
+            self.too_large = True
+        else: return torch.zeros(n, p.shape[1], device=p.device)
 
     def after_epoch(self):
         if self.passive or self.now is None: return
         sums,n = sum_over_ranks(self.now).cpu().split([self.now.shape[1]-1, 1], 1)
         if self.total is None or self.total.shape != sums.shape: self.total,self.weight,self.epochs = torch.zeros_like(sums),torch.zeros_like(n),0
         self.epochs += 1
-        self.total += self.epochs*sums/n.clamp(min=1)
         self.weight += self.epochs*(n > 0)
+        self.total.add_(sums.div_(n.clamp(min=1)), alpha=self.epochs) # in place, as it may be large
         self.now = None
 
     def state_dict(self) -> dict:
@@ -102,14 +119,18 @@ class LabelReport(ItemIndex):
         return self._means()[:,-1]
 
     def _means(self):
-        if self.total is None: raise InputError("there is no list before the first epoch has ended")
+        if self.total is None:
+            raise InputError("there is no list: " + ("there was too little memory for it" if self.too_large else "the first epoch has not ended"))
         return self.total/self.weight.masked_fill(self.weight == 0, torch.nan)
 
-    def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path` (from `dls.path` on, where the items are image files), `label`, `suggested`, `score`, `margin`, maybe `true`, and the probability of each class as `p:CLASS`
+    def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path` (from `dls.path` on, where the items are image files), `label`, `suggested`, `score`, `margin`, maybe `true`, and the probability of each class as `p:CLASS` where these are no more than 20 million
         "One row a training image that was seen, the most suspicious first"
-        return suspect_frame(self.probs().numpy(), self.margins().numpy(), self.of[0])
+        means = self._means().numpy()
+        return suspect_frame(means[:,:-1], means[:,-1], self.of[0])
 
 # %% ../nbs/18_labels.ipynb #572eb1a3
+_most_probs = 20_000_000 # in a list
+
 def suspect_frame(
     probs, # Mean predicted probabilities, [N,K]
     margin, # Mean margins of the labels, [N]
@@ -121,10 +142,11 @@ def suspect_frame(
     probs = probs[:,:len(vocab)] # a network may have more outputs than there are classes
     seen = np.flatnonzero(~np.isnan(probs).any(1))
     names = {k:[v[i] for i in seen] for k,v in item_names(ds, getattr(dls, 'path', None)).items()}
-    s = suspects(probs[seen], given[seen], margin[seen])
-    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested],
-                           score=s.score.round(6), margin=margin[seen].round(4)))
-    df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
+    if len(seen) < len(probs): probs,given,margin = probs[seen],given[seen],margin[seen]
+    s = suspects(probs, given, margin)
+    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given], suggested=[vocab[i] for i in s.suggested],
+                           score=s.score.round(6), margin=margin.round(4)))
+    if probs.size <= _most_probs: df = pd.concat([df, pd.DataFrame(probs.round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
     return _in_order(df)
 
 def _in_order(df):
@@ -167,9 +189,17 @@ def truly_wrong(
     known = df[~df.true.map(unknown)]
     return known.label != known.true
 
+def _probs_columns(df): return [o for o in df if o.startswith('p:')]
+def has_probs(
+    df:pd.DataFrame # From `LabelReport.frame`
+) -> bool:
+    "Whether a list holds probabilities, as it does but for the largest data"
+    return bool(_probs_columns(df))
+
 def _probs_of(df):
     "Probabilities [N,K] and class numbers of the labels [N] in a list"
-    cols = [o for o in df if o.startswith('p:')]
+    if not (cols := _probs_columns(df)):
+        raise InputError("the list has no probabilities of the classes, as for the largest data; in a notebook LabelReport.probs() has them")
     if missing := sorted({f'p:{o}' for o in df.label}-set(cols)):
         raise InputError(f"the list has no column {missing[0]!r} with the probabilities of that class")
     return df[cols].to_numpy(float),df.label.map({o.removeprefix('p:'):i for i,o in enumerate(cols)}).to_numpy()

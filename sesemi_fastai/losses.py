@@ -9,7 +9,7 @@ __all__ = ['TrainingLoss', 'GCE', 'SCE', 'Bootstrap', 'TemporalTargets', 'ELR']
 import torch, torch.nn.functional as F
 from inspect import signature
 from torch import Tensor
-from .core import InputError,need_numbers
+from .core import InputError,need_memory,need_numbers
 from .items import need_logits
 
 # %% ../nbs/11_losses.ipynb #184fb202
@@ -122,11 +122,16 @@ class TemporalTargets(TrainingLoss):
 
     def _updated(self, idx, p):
         "The targets of the images, after this prediction"
-        if self.targets is None or self.targets.shape[1] != p.shape[1]: self.targets = torch.zeros(self.n, p.shape[1], device=p.device)
+        if self.targets is None or self.targets.shape[1] != p.shape[1]: self.targets = self._room(p)
         old = self.targets[idx]
         new = self.beta*old + (1-self.beta)*p
         self.targets[idx] = new = torch.where(new.isfinite(), new, old) # a step that overflows is skipped, and forgotten here
         return new
+
+    def _room(self, p):
+        need_memory(4*self.n*p.shape[1], p.device, f"what {type(self).__name__} remembers of {self.n:,} images and {p.shape[1]:,} numbers each",
+                    "GCE(), SCE() and Bootstrap() remember nothing of an image")
+        return torch.zeros(self.n, p.shape[1], device=p.device)
 
     @staticmethod
     def _bounded(pred, least): return pred.softmax(1).clamp(least, 1-least)

@@ -1,12 +1,15 @@
 "Suspicious labels: from a run to a list, to corrections by threshold or by eye, and back into training"
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
+from sesemi_fastai import labels
 from sesemi_fastai.core import InputError
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.corrections import corrected
+from sesemi_fastai.experiment import train_run
 from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, margins, read_labels, self_confidence, suspects
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
@@ -201,9 +204,36 @@ def test_mistakes_in_corrections(mini, tmp_path, text, says):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--corrections', f, *small)
     assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
 
+@pytest.mark.cell('Suspicious labels', 'data of very many images and classes: the list is without the probabilities; where their sums fit into no memory '
+                                       'there is a note instead of a list')
+def test_lists_of_very_large_data(mini, tmp_path, monkeypatch, capsys):
+    kw = dict(path=mini, dataset='mini', size=32, arch='xresnet10_half', bs=8, workers=0, epochs=1, precision='fp32', unlabeled='none', bar=False, max_steps=3)
+    monkeypatch.setattr(labels, '_most_probs', 100)
+    record = train_run(**kw, out=str(tmp_path/'r'))
+    df = read_labels(tmp_path/'r')
+    assert not any(o.startswith('p:') for o in df) and {'path','label','true','suggested','score','margin'} <= set(df)
+    assert 0 < record['label_precision'] < 1 and 'label_precision_self_confidence' not in record
+    res = run('sesemi-labels', tmp_path/'r')
+    assert res.returncode == 0 and 'as listed' in res.stdout and 'self-confidence' not in res.stdout, res.stderr
+    res = run('sesemi-labels', tmp_path/'r', '--cleanlab')
+    assert res.returncode == 2 and 'no probabilities of the classes' in res.stderr and len(res.stderr.splitlines()) == 1
+    monkeypatch.setattr(labels, 'need_memory', partial(too_small, of=labels.need_memory))
+    capsys.readouterr()
+    record = train_run(**kw, out=str(tmp_path/'none'))
+    assert record['status'] == 'done' and 'label_precision' not in record and not (tmp_path/'none/labels.csv').exists()
+    assert capsys.readouterr().err.count('none is made') == 1
+
+def too_small(n, *args, of): of(10**9*n, *args)
+
+def test_suggestions_are_made_piece_by_piece():
+    probs,given = np.random.default_rng(0).random((20_001,3)),np.arange(20_001)%3
+    others = probs.copy()
+    others[np.arange(len(probs)),given] = -1
+    assert (suspects(probs, given, np.zeros(len(probs))).suggested == others.argmax(1)).all()
+
 def test_not_a_list(tmp_path):
     for text,says in (('label,suggested,score\n', 'is empty'), ('label,suggested,score\na,b,much\n', 'from 0 to 1'),
-                      ('label,suggested,score\na,b,\n', 'from 0 to 1'), ('label,true,suggested,score\na,b,b,.5\n', "no column 'p:a'")):
+                      ('label,suggested,score\na,b,\n', 'from 0 to 1'), ('label,true,suggested,score,p:b\na,b,b,.5,.5\n', "no column 'p:a'")):
         (tmp_path/'labels.csv').write_text(text)
         res = run('sesemi-labels', tmp_path)
         assert res.returncode == 2 and says in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
