@@ -94,8 +94,9 @@ def sesemi_train(
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
     if rank_distrib(): return
     with one_line_errors(): # nothing is left to go on with
+        left = f"record, predictions{' and suspected labels'*bool(out and Path(out, 'labels.csv').exists())} are in {out}"
         print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
-              f"best one{f'; record, predictions and suspected labels are in {out}'*bool(out)}", file=sys.stderr)
+              f"best one{f'; {left}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))
 
 # %% ../nbs/47_cli.ipynb #341b0641
@@ -392,6 +393,8 @@ def sesemi_demo(
                              'Training images; wrong labels in red':show_noisy_batch}.items():
             show(dls)
             pictures[caption] = plt.gcf()
+        page = write_report(records, out/'report.html', 'Half the labels wrong: plain training, SESEMI and the preset on drawn images', pictures)
+    with one_line_errors():
         print(result_table(records).to_string(index=False))
         print("A short run to see that everything works: so few passes over so few images teach little. More: sesemi-demo --epochs 20")
-        print(write_report(records, out/'report.html', 'Half the labels wrong: plain training, SESEMI and the preset on drawn images', pictures))
+        print(page)

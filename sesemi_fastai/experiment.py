@@ -71,11 +71,9 @@ def _check(config, path, export, weights, out, pretrained, corrections):
     if weights == 'safetensors' and not find_spec('safetensors'):
         raise InputError("writing .safetensors needs safetensors: pip install 'sesemi_fastai[safetensors]'")
 
-def _judge_labels(learn, keep):
+def _judge_labels(df, keep):
     "How well the list of suspicious labels finds the wrong ones, where these are known: its average precision goes into the record"
-    if learn.label_report.total is None or 'true' not in learn.dls.table: return
-    df = learn.label_report.frame()
-    if not truly_wrong(df).any(): return
+    if df is None or not truly_wrong(df).any(): return
     keep.save(label_order='margin', label_precision=round(average_precision(df), 4))
     if has_probs(df): keep.save(label_precision_self_confidence=round(average_precision(df, self_confidence(df)), 4))
 
@@ -93,11 +91,12 @@ def _as_begun(fname, ckpts):
         with atomic_path(copy) as tmp: shutil.copyfile(fname, tmp)
     return str(copy)
 
-def _leave_results(learn, export, weights, out, corrections=None):
+def _leave_results(learn, suspects, export, weights, out, corrections=None):
     "Write what was asked for; only then is the run done, and the checkpoints have done their work"
     if learn.predictions.last: write_text(learn.path/'predictions.csv', learn.predictions.frame().to_csv(index=False))
     if corrections: add_corrections(read_corrections(corrections), learn.path/'corrections.csv') # beside the list, whose decisions are added to it
-    if learn.label_report.total is not None: write_text(learn.path/'labels.csv', learn.label_report.frame().to_csv(index=False))
+    if suspects is not None: write_text(learn.path/'labels.csv', suspects.to_csv(index=False))
+    else: (learn.path/'labels.csv').unlink(missing_ok=True) # of an earlier run
     try:
         if export:
             learn.opt_func,learn.splitter,learn.opt = exportable(learn.opt_func),trainable_params,None # so that loading needs fastai only
@@ -189,10 +188,11 @@ def _train(args, config):
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config=what)] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
         with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, rates_of(config), cbs=cbs, **warmup_of(config, n_epoch))
-    _judge_labels(learn, keep)
+    suspects = None if learn.label_report.total is None else learn.label_report.frame()
+    _judge_labels(suspects, keep)
     _count_classes(learn, keep)
     if out and not rank_distrib():
-        _leave_results(learn, args['export'], args['export_weights'], out, args['corrections'])
+        _leave_results(learn, suspects, args['export'], args['export_weights'], out, args['corrections'])
         keep.more = False
         keep.save()
         clear(out)

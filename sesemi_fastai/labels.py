@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model
 from .core import InputError,need_memory,note
-from .distributed import sum_over_ranks
+from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex,class_names,item_labels,item_names,need_logits,same_images,unknown
 from .predictions import plot_images,with_paths
 
@@ -53,6 +53,8 @@ def cleanlab_scores(
     return 1-get_label_quality_scores(np.asarray(given), p/p.sum(1, keepdims=True))
 
 # %% ../nbs/18_labels.ipynb #5616ed13
+_most_probs = 20_000_000 # in a list
+
 class LabelReport(ItemIndex):
     "Keep what training passes predict for each image, for a list of suspected wrong labels"
     def __init__(self): self.total,self.weight,self.epochs,self.now,self.of,self.too_large = None,None,0,None,None,False
@@ -78,15 +80,19 @@ class LabelReport(ItemIndex):
         if self.now is not None: self.now.index_add_(0, self.idx, p)
 
     def _room(self, p):
-        "Sums of an epoch; None where there is too little memory for a list"
-        n = len(self.dls.train_ds)
+        "Sums of an epoch; None where there is too little memory for a list, in any process"
+        told = self._too_large(n := len(self.dls.train_ds), p)
+        self.too_large = bool(max_over_ranks(torch.tensor(float(told is not None), device=p.device)))
+        if not self.too_large: return torch.zeros(n, p.shape[1], device=p.device)
+        self.total,self.weight,self.epochs = None,None,0
+        note(told or "no list of suspected labels is made: another process has too little memory")
+
+    def _too_large(self, n, p):
+        "What is missing, if anything is"
         try:
             for size,device in ((4,p.device), (8,'cpu')): # sums of the epoch, and those so far beside it
                 need_memory(size*n*p.shape[1], device, f"a list of suspected labels among {n:,} images of {p.shape[1]-2:,} classes", "none is made")
-        except InputError as e:
-            note(str(e))
-            self.too_large = True
-        else: return torch.zeros(n, p.shape[1], device=p.device)
+        except InputError as e: return str(e)
 
     def after_epoch(self):
         if self.passive or self.now is None: return
@@ -112,41 +118,40 @@ class LabelReport(ItemIndex):
 
     def probs(self) -> Tensor: # [N,K]; nan for images that were never seen
         "Mean predicted probabilities of each training image"
-        return self._means()[:,:-1]
+        return self._need_list()[:,:-1]/self._weights
 
     def margins(self) -> Tensor: # [N], in logits; nan for images that were never seen
         "Mean margin of each training image's label over the largest other logit"
-        return self._means()[:,-1]
+        return self._need_list()[:,-1]/self._weights[:,0]
 
-    def _means(self):
+    @property
+    def _weights(self): return self.weight.masked_fill(self.weight == 0, torch.nan)
+    def _need_list(self):
         if self.total is None:
             raise InputError("there is no list: " + ("there was too little memory for it" if self.too_large else "the first epoch has not ended"))
-        return self.total/self.weight.masked_fill(self.weight == 0, torch.nan)
+        return self.total
 
     def frame(self) -> pd.DataFrame: # `item` (place in the training set), `path` (from `dls.path` on, where the items are image files), `label`, `suggested`, `score`, `margin`, maybe `true`, and the probability of each class as `p:CLASS` where these are no more than 20 million
         "One row a training image that was seen, the most suspicious first"
-        means = self._means().numpy()
-        return suspect_frame(means[:,:-1], means[:,-1], self.of[0])
+        sums = self._need_list()[:,:-1] # which say as well as their means which class is the most likely one, and need no copy
+        return suspect_frame((self.probs() if sums.numel() <= _most_probs else sums).numpy(), self.margins().numpy(), self.of[0])
 
 # %% ../nbs/18_labels.ipynb #572eb1a3
-_most_probs = 20_000_000 # in a list
-
 def suspect_frame(
-    probs, # Mean predicted probabilities, [N,K]
-    margin, # Mean margins of the labels, [N]
+    probs, # Mean predicted probabilities, [N,K]; with more than 20 million of them any multiple does, as they do not stand in the list
+    margin, # Mean margins of the labels, [N]; nan for images that were never seen
     dls # DataLoaders whose training set has N items
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The ranked list of the training images"
     ds,probs = dls.train_ds,np.asarray(probs)
     vocab,given = class_names(dls) or class_names(dls, probs.shape[1]),item_labels(ds)
-    probs = probs[:,:len(vocab)] # a network may have more outputs than there are classes
-    seen = np.flatnonzero(~np.isnan(probs).any(1))
+    listed,probs = probs.size <= _most_probs,probs[:,:len(vocab)] # a network may have more outputs than there are classes
+    seen = np.flatnonzero(~np.isnan(margin))
     names = {k:[v[i] for i in seen] for k,v in item_names(ds, getattr(dls, 'path', None)).items()}
-    if len(seen) < len(probs): probs,given,margin = probs[seen],given[seen],margin[seen]
-    s = suspects(probs, given, margin)
-    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given], suggested=[vocab[i] for i in s.suggested],
-                           score=s.score.round(6), margin=margin.round(4)))
-    if probs.size <= _most_probs: df = pd.concat([df, pd.DataFrame(probs.round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
+    s = suspects(probs, given, margin).iloc[seen]
+    df = pd.DataFrame(dict(item=seen, **names, label=[vocab[i] for i in given[seen]], suggested=[vocab[i] for i in s.suggested],
+                           score=s.score.round(6).to_numpy(), margin=margin[seen].round(4)))
+    if listed: df = pd.concat([df, pd.DataFrame(probs[seen].round(6), columns=[f'p:{o}' for o in vocab])], axis=1)
     return _in_order(df)
 
 def _in_order(df):
@@ -159,7 +164,7 @@ def read_labels(
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The list that a run has left"
     f = Path(run)/'labels.csv' if Path(run).is_dir() else Path(run)
-    if not f.is_file(): raise InputError(f"there is no {f}: sesemi-train --out OUT leaves one when it is done")
+    if not f.is_file(): raise InputError(f"there is no {f}: sesemi-train --out OUT leaves one when it is done, if there is memory enough")
     text = dict.fromkeys(['path','label','suggested','true'], str)
     try: df = pd.read_csv(f, dtype=text, keep_default_na=False, na_values={'score':['']})
     except (ValueError,pd.errors.ParserError) as e: raise InputError(f"{f} is not a list of labels: {e}") from None
@@ -199,7 +204,8 @@ def has_probs(
 def _probs_of(df):
     "Probabilities [N,K] and class numbers of the labels [N] in a list"
     if not (cols := _probs_columns(df)):
-        raise InputError("the list has no probabilities of the classes, as for the largest data; in a notebook LabelReport.probs() has them")
+        raise InputError("the list is without the probabilities of the classes, as data so large make it; after a training in a notebook "
+                         "LabelReport.probs() has them")
     if missing := sorted({f'p:{o}' for o in df.label}-set(cols)):
         raise InputError(f"the list has no column {missing[0]!r} with the probabilities of that class")
     return df[cols].to_numpy(float),df.label.map({o.removeprefix('p:'):i for i,o in enumerate(cols)}).to_numpy()

@@ -130,7 +130,7 @@ class TemporalTargets(TrainingLoss):
 
     def _room(self, p):
         need_memory(4*self.n*p.shape[1], p.device, f"what {type(self).__name__} remembers of {self.n:,} images and {p.shape[1]:,} numbers each",
-                    "GCE(), SCE() and Bootstrap() remember nothing of an image")
+                    "GCE() and SCE(), --robust gce or sce, remember nothing of an image")
         return torch.zeros(self.n, p.shape[1], device=p.device)
 
     @staticmethod

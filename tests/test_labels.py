@@ -15,6 +15,7 @@ from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
 from sesemi_fastai.predictions import Predictions
 from sesemi_fastai.record import read_record
+from test_callback import fit
 from test_cli import BIN, last, run, small
 from test_resume import mini
 
@@ -216,12 +217,26 @@ def test_lists_of_very_large_data(mini, tmp_path, monkeypatch, capsys):
     res = run('sesemi-labels', tmp_path/'r')
     assert res.returncode == 0 and 'as listed' in res.stdout and 'self-confidence' not in res.stdout, res.stderr
     res = run('sesemi-labels', tmp_path/'r', '--cleanlab')
-    assert res.returncode == 2 and 'no probabilities of the classes' in res.stderr and len(res.stderr.splitlines()) == 1
+    assert res.returncode == 2 and 'without the probabilities' in res.stderr and len(res.stderr.splitlines()) == 1
     monkeypatch.setattr(labels, 'need_memory', partial(too_small, of=labels.need_memory))
     capsys.readouterr()
-    record = train_run(**kw, out=str(tmp_path/'none'))
-    assert record['status'] == 'done' and 'label_precision' not in record and not (tmp_path/'none/labels.csv').exists()
+    (tmp_path/'r/record.json').unlink()
+    record = train_run(**kw, out=str(tmp_path/'r'))
+    assert record['status'] == 'done' and 'label_precision' not in record and not (tmp_path/'r/labels.csv').exists() # nor that of the run before
     assert capsys.readouterr().err.count('none is made') == 1
+    res = run('sesemi-train', '--resume', tmp_path/'r')
+    assert res.returncode == 0 and 'suspected' not in res.stderr, res.stderr
+
+def test_a_list_that_no_longer_fits_is_not_the_old_one(make_learn, monkeypatch):
+    learn = make_learn(cbs=LabelReport())
+    fit(learn, 1)
+    assert len(learn.label_report.frame())
+    monkeypatch.setattr(labels, 'need_memory', partial(too_small, of=labels.need_memory))
+    fit(learn, 1)
+    with pytest.raises(InputError, match='too little memory'): learn.label_report.frame()
+    monkeypatch.undo()
+    fit(learn, 1)
+    assert learn.label_report.epochs == 1
 
 def too_small(n, *args, of): of(10**9*n, *args)
 
