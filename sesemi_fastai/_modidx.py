@@ -559,6 +559,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment._need_free_places': ( 'experiment.html#_need_free_places',
                                                                                           'sesemi_fastai/experiment.py'),
+                                          'sesemi_fastai.experiment._told': ('experiment.html#_told', 'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment._train': ('experiment.html#_train', 'sesemi_fastai/experiment.py'),
                                           'sesemi_fastai.experiment.new_record': ( 'experiment.html#new_record',
                                                                                    'sesemi_fastai/experiment.py'),

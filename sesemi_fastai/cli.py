@@ -44,7 +44,7 @@ from .experiment import train_run,resume_run
 from .setup import make_dls
 from .folder import is_done,options
 from .cluster import run_on_ray
-from .recipe import config_of,resolved
+from .recipe import config_of,resolved,rotates
 from .record import find_records,read_record,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
@@ -94,8 +94,10 @@ def sesemi_train(
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
     if rank_distrib(): return
     with one_line_errors(): # nothing is left to go on with
+        steps = record['config']['max_steps']
+        last = f'step {steps}, the last with --max-steps' if steps else 'the last epoch'
         left = f"record, predictions{' and suspected labels'*bool(out and Path(out, 'labels.csv').exists())} are in {out}"
-        print(f"validation accuracy {100*record['accuracy']:.1f} % after the last epoch{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
+        print(f"validation accuracy {100*record['accuracy']:.1f} % after {last}{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
               f"best one{f'; {left}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))
 
@@ -254,13 +256,16 @@ def _number_accepted(accept_top, folder, df):
     if share > .6:
         raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: "
                          "train longer, or give a number")
-    return round(share*len(df))
+    if not (n := round(share*len(df))):
+        raise InputError("the training took no label to be wrong, as it also does where images are few or wrong labels memorised: look at the list, "
+                         "and give a number")
+    return n
 
 def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
     share = _share_wrong(folder)
     return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: "
-                                       "a rough estimate, too high after few passes, too low where wrong labels are memorised or of a few classes only")
+                                       "a rough estimate, too high after few passes, too low where images are few, or wrong labels memorised or of a few classes only")
 
 def _told_missing(folder, df):
     "That some training images are not listed"
@@ -270,6 +275,7 @@ def _told_missing(folder, df):
 def _write_corrections(taken, fname, df):
     "Add what is accepted to what `fname` holds already; decisions that are there stay. The sentences about it"
     there = len(read_corrections(fname)) if fname.is_file() else None
+    if there is None and not len(taken): return "no suggestion is accepted, so nothing is written"
     res = add_corrections(taken, fname)
     wrong = truly_wrong(df[df.path.isin(taken.path)]) if len(taken) else ()
     judged = f"{100*wrong.mean():.1f}% of the accepted labels are truly wrong\n" if len(wrong) else ''
@@ -331,7 +337,7 @@ def sesemi_report(
         records = list(found.values())
         pictures = run_pictures(records, found, path)
         if path:
-            pictures['A rotated batch: the pretext task guesses the turn'] = _rotated_batch(records, Path(path))
+            if any(rotates(config_of(o)) for o in records): pictures['A rotated batch: the pretext task guesses the turn'] = _rotated_batch(records, Path(path))
         print(write_report(records, page or Path(out)/'report.html', title, pictures))
         if not path: print("with --path FOLDER, where the data are, the page shows images as well")
 

@@ -8,7 +8,7 @@ __all__ = ['accepted', 'plain_actions', 'read_corrections', 'merged', 'add_corre
 # %% ../nbs/26_corrections.ipynb #98ef053f
 from pathlib import Path
 import pandas as pd
-from .core import InputError,need_columns,need_numbers,read_table,write_text
+from .core import InputError,need_columns,need_numbers,note,read_table,write_text
 from .items import class_name
 
 # %% ../nbs/26_corrections.ipynb #cb47421e
@@ -100,6 +100,7 @@ def corrected(
 ) -> pd.DataFrame: # The same columns
     "`table` without the images that were dropped, and with the new labels"
     fixes = _checked(fixes, table)
+    if not len(fixes): note("the corrections change nothing")
     fix,names = fixes[fixes.action == 'relabel'],{class_name(c):c for c in table.label.unique()} # a file has texts where a table may have numbers
     new = {p:names[class_name(o)] for p,o in zip(fix.path, fix.get('new_label', ()))}
     if new: table = table.assign(label=pd.Series([new.get(p, l) for p,l in zip(table.path, table.label)], index=table.index, dtype=table.label.dtype))

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.xtras import ContextManagers
 from fastai.vision.all import num_distrib,rank_distrib,trainable_params
 from .arch import make_model
-from .core import InputError,RunStopped,atomic_path,one_line,read_table,write_text
+from .core import InputError,RunStopped,atomic_path,note,one_line,read_table,write_text
 from .checkpoint import Checkpoint,FiniteLoss
 from .checks import check_options,check_types
 from .corrections import add_corrections,read_corrections
@@ -47,6 +47,12 @@ def new_record(
         image_faults=dls.faults.kind.value_counts().to_dict())
 
 # %% ../nbs/38_experiment.ipynb #2caa4905
+def _told(record):
+    "The record of a run that begins, after a note that validation images are rotated where nobody has said so"
+    if record['transductive'] and record['config']['unlabeled'] != 'all':
+        note("validation images are among the unlabeled ones: the rotation task sees them (transductive)")
+    return record
+
 _tables = dict(labels='suggested', predictions='of_label') # that a run leaves, and a column by which each is known
 
 def _need_free_places(out, path, pretrained, weights):
@@ -173,7 +179,7 @@ def train_run(
     own_gpu()
     config = resolved(options(args))
     _check(config, path, export, export_weights, out, pretrained, corrections)
-    with no_trace(out), alone(out): return _train(args, config)
+    with no_trace(out, resume), alone(out): return _train(args, config)
 
 def _train(args, config):
     "A run whose arguments are in order and whose folder is free"
@@ -183,7 +189,7 @@ def _train(args, config):
     args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'],
         args['pretrained'])
-    keep = Record(new_record(config, learn.dls, files), out and Path(out)/'record.json', tell=not bar, more=bool(out))
+    keep = Record(_told(new_record(config, learn.dls, files)), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     what = {**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest}
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config=what)] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
@@ -213,5 +219,6 @@ def resume_run(
         return train_run(**{**args, 'out':str(out)}, resume=True, bar=bar)
     need_args(out)
     if not record: raise InputError(f"{out} holds no run to go on with")
+    if record.get('status') == 'done': note(f"the run in {out} is finished, nothing is left to train")
     if record.get('status') != 'done': raise InputError(f"the run in {out} is {record.get('status')}, and its checkpoints are gone: start it again")
     return record

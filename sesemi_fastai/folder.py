@@ -40,13 +40,17 @@ def alone(
 
 @contextmanager
 def no_trace(
-    out:str|Path|None # Folder of a run
+    out:str|Path|None, # Folder of a run
+    goes_on:bool=False # Whether the run goes on that is there
 ):
-    "A folder that is new goes away again with a run that is refused before it has left anything in it"
+    "A run that is refused leaves no folder that is new, and the arguments of the run that it should have gone on with"
     new = bool(out) and not rank_distrib() and not Path(out).exists()
+    fname = out and Path(out)/'checkpoints/args.json'
+    before = fname.read_text() if goes_on and out and not rank_distrib() and fname.is_file() else None
     try: yield
     except Busy: raise # somebody else's folder
     except InputError:
+        if before is not None: write_text(fname, before)
         if new and {o.name for o in Path(out).glob('*')} <= {'.lock','checkpoints'} and not checkpoint_files(Path(out)/'checkpoints'):
             shutil.rmtree(out, ignore_errors=True)
         raise

@@ -110,8 +110,11 @@ class Memorisation(ItemIndex, TrainingColumns):
                      wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
         colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))
         df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3)
-        ax.set(xlabel='epoch', ylabel='share of the images named in the legend, %')
+        ax.set(xlabel='epoch', ylabel='share of these images, %')
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(fontsize=8, **(dict(ncols=2, loc='lower center', bbox_to_anchor=(.5,-.42)) if outside else {}))
+        ax.legend(fontsize=8)
+        if outside:
+            ax.get_legend().remove()
+            ax.figure.legend(fontsize=8, ncols=2, loc='outside lower center')
         ax.grid(alpha=.3)
         return ax

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from fastcore.parallel import parallel
 from PIL import Image,ImageFile
-from .core import InputError,progress
+from .core import InputError,note,progress
 import pandas as pd
 
 # %% ../nbs/03a_scan.ipynb #8ba181a1
@@ -100,4 +100,5 @@ def usable(
         raise InputError(f"{bad.path.iloc[0]}: {bad.reason.iloc[0]}{rest}; repair or remove it, or leave bad images out: --bad-images "
                          "skip, bad_images='skip' in Python")
     if tell: tell_faults(faults)
+    if tell and len(bad): note(f"{len(bad)} image files that cannot be read are left out")
     return set(bad.path),set(faults.path[faults.kind != 'odd'])

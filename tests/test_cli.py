@@ -62,7 +62,8 @@ def test_method_and_transductive_are_what_happened(mini, tmp_path):
     named.symlink_to(mini/'train')
     for unlabeled,method,transductive,n in [('none','plain',False,0), ('train','SESEMI',False,120), ('all','SESEMI',True,140),
                                             (mini/'val','SESEMI',True,20), (str(named)+'/.','SESEMI',False,120)]:
-        record = last(run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', unlabeled, *small))
+        record = last(res := run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', unlabeled, *small))
+        assert ('the rotation task sees them' in res.stderr) == (unlabeled == mini/'val')
         assert (record['method'],record['transductive'],record['unlabeled_images']) == (method,transductive,n), unlabeled
         assert ('rot_acc' in record['history'][0]) == (method == 'SESEMI')
 

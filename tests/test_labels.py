@@ -99,6 +99,13 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
     (tmp_path/'run/record.json').write_text(json.dumps(record))
     assert run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto').returncode == 0
     assert len(pd.read_csv(tmp_path/'run/corrections.csv')) == round(.1*len(read_labels(trained)))
+    (tmp_path/'run/corrections.csv').unlink()
+    record['history'][-1]['wrong_labels'] = 0.
+    (tmp_path/'run/record.json').write_text(json.dumps(record))
+    res = run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto')
+    assert res.returncode == 2 and 'took no label to be wrong' in res.stderr and not (tmp_path/'run/corrections.csv').exists()
+    res = run('sesemi-labels', tmp_path/'run', '--accept', 1)
+    assert res.returncode == 0 and 'nothing is written' in res.stdout and not (tmp_path/'run/corrections.csv').exists()
     record['history'][-1]['wrong_labels'] = .8
     (tmp_path/'run/record.json').write_text(json.dumps(record))
     res = run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto')

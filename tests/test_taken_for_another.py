@@ -192,6 +192,20 @@ def test_corrections_that_grow_while_a_run_trains(mini, tmp_path, monkeypatch):
     assert o['status'] == 'done' and o['data']['train_images'] == 59 and o['config']['corrections'].startswith('c.csv [')
     assert pd.read_csv(tmp_path/'moved/corrections.csv').path.tolist() == paths[:1]
 
+@pytest.mark.cell('Resume', 'with the path of other data: refused, and without it the run goes on as if nothing had been asked')
+@pytest.mark.parametrize('wrong', ['other data','no data'])
+def test_resume_with_a_wrong_path_changes_nothing(mini, tmp_path, monkeypatch, wrong):
+    leave = experiment._leave_results
+    def killed(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(experiment, '_leave_results', killed)
+    with pytest.raises(KeyboardInterrupt): train_run(**{**small, 'path':str(mini), 'out':str(tmp_path/'r')})
+    monkeypatch.setattr(experiment, '_leave_results', leave)
+    other = make_mini(tmp_path/'other', 60, 20, seed=5) if wrong == 'other data' else tmp_path
+    args = (tmp_path/'r/checkpoints/args.json').read_text()
+    with pytest.raises(InputError): resume_run(tmp_path/'r', str(other), bar=False)
+    assert (tmp_path/'r/checkpoints/args.json').read_text() == args
+    assert resume_run(tmp_path/'r', bar=False)['status'] == 'done'
+
 @pytest.mark.cell('Keeping', 'the same command over a finished run: its record stays')
 def test_a_finished_run_is_not_trained_over(mini, tmp_path):
     args = {**small, 'path':str(mini), 'out':str(tmp_path/'r'), 'max_steps':1}
