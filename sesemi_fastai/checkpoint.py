@@ -89,13 +89,16 @@ def checkpoint_files(
 def latest_checkpoint(
     folder:str|Path, # Folder of the checkpoints of one run
     config:dict|None=None, # What the run was
-    fit:int|None=None # Only those of this fit
+    fit:int|None=None, # Only those of this fit
+    tell:bool=True # Name those that cannot be used on stderr
 ) -> dict|None: # None if there is none yet
     "The newest checkpoint that can be read; `InputError` if there are some and none can"
     files = checkpoint_files(folder, fit)
     for f in files:
         try: return read_checkpoint(f, config)
-        except InputError as e: reason = str(e); print(f'not used: {reason}', file=sys.stderr)
+        except InputError as e:
+            reason = str(e)
+            if tell: print(f'not used: {reason}', file=sys.stderr)
     if files: raise InputError(f"no checkpoint in {folder} can be used: {reason}")
 
 # %% ../nbs/21_checkpoint.ipynb #a198d8d3

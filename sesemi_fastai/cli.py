@@ -94,11 +94,11 @@ def sesemi_train(
         record = train_run(bar=bar, **kwargs) if resume is None else resume_run(resume, kwargs['path'], bar)
     if rank_distrib(): return
     with one_line_errors(): # nothing is left to go on with
-        steps = record['config']['max_steps']
-        last = f'step {steps}, the last with --max-steps' if steps else 'the last epoch'
+        steps = config_of(record)['max_steps']
+        last = f'with --max-steps {steps}' if steps else 'after the last epoch'
         left = f"record, predictions{' and suspected labels'*bool(out and Path(out, 'labels.csv').exists())} are in {out}"
-        print(f"validation accuracy {100*record['accuracy']:.1f} % after {last}{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
-              f"best one{f'; {left}'*bool(out)}", file=sys.stderr)
+        print(f"validation accuracy {100*record['accuracy']:.1f} % {last}{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
+              f"best epoch{f'; {left}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))
 
 # %% ../nbs/47_cli.ipynb #341b0641
@@ -265,7 +265,7 @@ def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
     share = _share_wrong(folder)
     return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: "
-                                       "a rough estimate, too high after few passes, too low where images are few, or wrong labels memorised or of a few classes only")
+                                       "a rough estimate, too high after few passes, too low where images are few, wrong labels memorised, or of few classes")
 
 def _told_missing(folder, df):
     "That some training images are not listed"
@@ -325,7 +325,7 @@ def _rotated_batch(records, path):
 def sesemi_report(
     out:str, # Folder with records, at any depth
     page:str=None, # HTML file to write; OUT/report.html if not given
-    path:str=None, # Data folder, for pictures of a rotated batch and of the worst predictions
+    path:str=None, # Data folder, for pictures of a rotated batch, the worst predictions and the most suspicious labels
     noise:int=None, # Only runs with this percentage of wrong labels
     title:str='Training with labels that may be wrong', # Heading
 ):
@@ -337,7 +337,8 @@ def sesemi_report(
         records = list(found.values())
         pictures = run_pictures(records, found, path)
         if path:
-            if any(rotates(config_of(o)) for o in records): pictures['A rotated batch: the pretext task guesses the turn'] = _rotated_batch(records, Path(path))
+            if turned := [o for o in records if rotates(config_of(o))]:
+                pictures['A rotated batch: the pretext task guesses the turn'] = _rotated_batch(turned, Path(path))
         print(write_report(records, page or Path(out)/'report.html', title, pictures))
         if not path: print("with --path FOLDER, where the data are, the page shows images as well")
 

@@ -167,14 +167,14 @@ def need_memory(
     "`InputError` for more memory than the device has in all"
     device = torch.device(device)
     has = torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else _memory_of_process()
-    if n > has: raise InputError(f"{what}: {n/1e9:,.1f} GB of memory, and {device.type} has {has/1e9:,.1f}; {instead}")
+    if n > has: raise InputError(f"{what}: {n/1e9:,.1f} GB of memory, and a process can have {has/1e9:,.1f} ({device.type}); {instead}")
 
 def _memory_of_process():
     "Bytes of this machine, or of its container, that each process of it may take"
     limits = [os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')]
     for f in ('memory.max','memory/memory.limit_in_bytes'): # control groups, of version 2 and 1
         with suppress(OSError,ValueError): limits.append(int(Path('/sys/fs/cgroup',f).read_text()))
-    return min(limits)//int(os.environ.get('LOCAL_WORLD_SIZE', 1)) # as torchrun sets it
+    return min(limits)//max(1, int(os.environ.get('LOCAL_WORLD_SIZE') or 1)) # as torchrun sets it
 
 # %% ../nbs/00_core.ipynb #a3de8f99
 def note(

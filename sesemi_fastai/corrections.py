@@ -40,7 +40,7 @@ def read_corrections(
     fname:str|Path # CSV file
 ) -> pd.DataFrame: # Text
     "What was decided about labels; `InputError` if the file holds something else"
-    if not Path(fname).is_file(): raise InputError(f"there is no file {fname}: sesemi-labels RUN --accept-top N writes one")
+    if not Path(fname).is_file(): raise InputError(f"there is no file {fname}: sesemi-labels RUN --accept-top N writes one, of N suggestions")
     try:
         df = read_table(fname, dtype=str).fillna('')
         need_columns(df, ['path','action'], f'{fname} holds no corrections: it')

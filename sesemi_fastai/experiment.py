@@ -16,11 +16,11 @@ from fastcore.xtras import ContextManagers
 from fastai.vision.all import num_distrib,rank_distrib,trainable_params
 from .arch import make_model
 from .core import InputError,RunStopped,atomic_path,note,one_line,read_table,write_text
-from .checkpoint import Checkpoint,FiniteLoss
+from .checkpoint import Checkpoint,FiniteLoss,latest_checkpoint
 from .checks import check_options,check_types
 from .corrections import add_corrections,read_corrections
 from .distributed import leave_together,own_gpu
-from .folder import alone,claim,clear,is_done,kept_corrections,need_args,no_trace,options,saved_args
+from .folder import alone,claim,clear,is_done,keep_args,kept_corrections,need_args,no_trace,options,saved_args
 from .labels import average_precision,has_probs,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .predictions import class_counts
@@ -99,10 +99,10 @@ def _as_begun(fname, ckpts):
 
 def _leave_results(learn, suspects, export, weights, out, corrections=None):
     "Write what was asked for; only then is the run done, and the checkpoints have done their work"
+    for o in _tables: (learn.path/f'{o}.csv').unlink(missing_ok=True) # of an earlier run
     if learn.predictions.last: write_text(learn.path/'predictions.csv', learn.predictions.frame().to_csv(index=False))
     if corrections: add_corrections(read_corrections(corrections), learn.path/'corrections.csv') # beside the list, whose decisions are added to it
     if suspects is not None: write_text(learn.path/'labels.csv', suspects.to_csv(index=False))
-    else: (learn.path/'labels.csv').unlink(missing_ok=True) # of an earlier run
     try:
         if export:
             learn.opt_func,learn.splitter,learn.opt = exportable(learn.opt_func),trainable_params,None # so that loading needs fastai only
@@ -179,7 +179,12 @@ def train_run(
     own_gpu()
     config = resolved(options(args))
     _check(config, path, export, export_weights, out, pretrained, corrections)
-    with no_trace(out, resume), alone(out): return _train(args, config)
+    with no_trace(out), alone(out): return _train(args, config)
+
+def _go_on(ckpts, what, args, config):
+    "Other data than those of the checkpoint are refused while nothing is written yet; where the data are now is kept"
+    latest_checkpoint(ckpts, what, tell=False) # which `Checkpoint` does
+    keep_args(ckpts, args, config)
 
 def _train(args, config):
     "A run whose arguments are in order and whose folder is free"
@@ -189,12 +194,14 @@ def _train(args, config):
     args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'],
         args['pretrained'])
-    keep = Record(_told(new_record(config, learn.dls, files)), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     what = {**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest}
+    if out and args['resume']: _go_on(ckpts, what, args, config)
+    keep = Record(_told(new_record(config, learn.dls, files)), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config=what)] if out else [])
     with ContextManagers([learn.torchrun_ctx()] + ([] if bar else [learn.no_bar(),learn.no_logging()])):
         with _ends_well(learn, keep): schedules[config['sched']](learn, n_epoch, rates_of(config), cbs=cbs, **warmup_of(config, n_epoch))
-    suspects = None if learn.label_report.total is None else learn.label_report.frame()
+    wanted = 'true' in learn.dls.table or out and not rank_distrib()
+    suspects = learn.label_report.frame() if wanted and learn.label_report.total is not None else None
     _judge_labels(suspects, keep)
     _count_classes(learn, keep)
     if out and not rank_distrib():
@@ -219,6 +226,6 @@ def resume_run(
         return train_run(**{**args, 'out':str(out)}, resume=True, bar=bar)
     need_args(out)
     if not record: raise InputError(f"{out} holds no run to go on with")
-    if record.get('status') == 'done': note(f"the run in {out} is finished, nothing is left to train")
     if record.get('status') != 'done': raise InputError(f"the run in {out} is {record.get('status')}, and its checkpoints are gone: start it again")
+    note(f"the run in {out} is finished, nothing is left to train")
     return record

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['not_options', 'Busy', 'alone', 'no_trace', 'kept_corrections', 'saved_args', 'options', 'clear', 'need_args', 'claim',
-           'is_done', 'was_left', 'begun']
+           'keep_args', 'is_done', 'was_left', 'begun']
 
 # %% ../nbs/35_folder.ipynb #33711297
 import json,os,re,shutil
@@ -40,17 +40,13 @@ def alone(
 
 @contextmanager
 def no_trace(
-    out:str|Path|None, # Folder of a run
-    goes_on:bool=False # Whether the run goes on that is there
+    out:str|Path|None # Folder of a run
 ):
-    "A run that is refused leaves no folder that is new, and the arguments of the run that it should have gone on with"
+    "A folder that is new goes away again with a run that is refused before it has left anything in it"
     new = bool(out) and not rank_distrib() and not Path(out).exists()
-    fname = out and Path(out)/'checkpoints/args.json'
-    before = fname.read_text() if goes_on and out and not rank_distrib() and fname.is_file() else None
     try: yield
     except Busy: raise # somebody else's folder
     except InputError:
-        if before is not None: write_text(fname, before)
         if new and {o.name for o in Path(out).glob('*')} <= {'.lock','checkpoints'} and not checkpoint_files(Path(out)/'checkpoints'):
             shutil.rmtree(out, ignore_errors=True)
         raise
@@ -136,8 +132,16 @@ def claim(
         if checkpoint_files(ckpts) and saved_args(out) and old.get('status') != 'diverged':
             raise InputError(f"{out} holds a run that is not finished: go on with sesemi-train --resume {quote(str(out))}, or choose another --out")
         clear(out)
-    if not rank_distrib(): write_text(ckpts/'args.json', json.dumps(_told_args(args, config)))
+    if not args['resume'] or saved_args(out) is None: keep_args(ckpts, args, config)
     return ckpts
+
+def keep_args(
+    ckpts:str|Path, # Folder of the checkpoints
+    args:dict, # Arguments of `train_run`
+    config:dict # What they mean, from `resolved`
+):
+    "Write down with what the run is trained, for when it goes on"
+    if not rank_distrib(): write_text(Path(ckpts)/'args.json', json.dumps(_told_args(args, config)))
 
 def is_done(
     out:str|Path, # Folder of a run

@@ -66,7 +66,7 @@ def test_own_table_and_few_images(tmp_path):
     mini = make_mini(tmp_path/'flat', 10, 10)
     table = pd.read_csv(mini/'noisy_mini.csv')
     table.assign(label=['a','b']*10)[['path','label','is_valid']].groupby('is_valid').head(6).to_csv(mini/'my.csv', index=False)
-    assert run('sesemi-train', '--dataset', 'own', '--path', mini/'my.csv', '--epochs', 1, '--unlabeled', 'none', '--out', tmp_path/'runs/a',
+    assert run('sesemi-train', '--dataset', 'own', '--path', mini/'my.csv', '--epochs', 1, '--unlabeled', 'train', '--out', tmp_path/'runs/a',
                '--no-bar', *small, '--bs', 4).returncode == 0
     res = run('sesemi-report', tmp_path/'runs', '--path', mini)
     assert res.returncode == 0 and 'A rotated batch' in (tmp_path/'runs/report.html').read_text(), res.stderr

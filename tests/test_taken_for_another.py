@@ -201,9 +201,18 @@ def test_resume_with_a_wrong_path_changes_nothing(mini, tmp_path, monkeypatch, w
     with pytest.raises(KeyboardInterrupt): train_run(**{**small, 'path':str(mini), 'out':str(tmp_path/'r')})
     monkeypatch.setattr(experiment, '_leave_results', leave)
     other = make_mini(tmp_path/'other', 60, 20, seed=5) if wrong == 'other data' else tmp_path
-    args = (tmp_path/'r/checkpoints/args.json').read_text()
+    def kept(): return [(tmp_path/'r'/o).read_text() for o in ('checkpoints/args.json','record.json')]
+    before = kept()
     with pytest.raises(InputError): resume_run(tmp_path/'r', str(other), bar=False)
-    assert (tmp_path/'r/checkpoints/args.json').read_text() == args
+    with monkeypatch.context() as mp, pytest.raises(KeyboardInterrupt): # while the wrong folder is looked through
+        mp.setattr(experiment, 'set_up', killed)
+        resume_run(tmp_path/'r', str(other), bar=False)
+    assert kept() == before
+    moved = shutil.copytree(mini, tmp_path/'moved')
+    with monkeypatch.context() as mp, pytest.raises(KeyboardInterrupt):
+        mp.setattr(experiment, '_leave_results', killed)
+        resume_run(tmp_path/'r', str(moved), bar=False)
+    assert json.loads(kept()[0])['path'] == str(moved) # and where the data have gone is kept
     assert resume_run(tmp_path/'r', bar=False)['status'] == 'done'
 
 @pytest.mark.cell('Keeping', 'the same command over a finished run: its record stays')
