@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
-from fastai.vision.all import Tensor,get_model
+from fastai.vision.all import Tensor,get_model,num_distrib
 from .core import InputError,need_memory,note
 from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex,class_names,item_labels,item_names,need_logits,same_images,unknown
@@ -82,7 +82,8 @@ class LabelReport(ItemIndex):
     def _room(self, p):
         "Sums of an epoch; None where there is too little memory for a list, in any process"
         told = self._too_large(n := len(self.dls.train_ds), p)
-        self.too_large = bool(max_over_ranks(torch.tensor(float(told is not None), device=p.device)))
+        self.too_large = told is not None
+        if num_distrib() > 1: self.too_large = bool(max_over_ranks(torch.tensor(float(self.too_large), device=p.device)).item()) # waits for a GPU, once an epoch
         if not self.too_large: return torch.zeros(n, p.shape[1], device=p.device)
         self.total,self.weight,self.epochs = None,None,0
         note(told or "no list of suspected labels is made: another process has too little memory")
