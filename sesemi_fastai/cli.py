@@ -96,7 +96,7 @@ def sesemi_train(
     with one_line_errors(): # nothing is left to go on with
         steps = config_of(record)['max_steps']
         last = f'with --max-steps {steps}' if steps else 'after the last epoch'
-        left = f"record, predictions{' and suspected labels'*bool(out and Path(out, 'labels.csv').exists())} are in {out}"
+        left = f"record{', predictions and suspected labels' if out and Path(out, 'labels.csv').exists() else ' and predictions'} are in {out}"
         print(f"validation accuracy {100*record['accuracy']:.1f} % {last}{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
               f"best epoch{f'; {left}'*bool(out)}", file=sys.stderr)
         print(json.dumps(record))

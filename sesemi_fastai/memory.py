@@ -109,12 +109,10 @@ class Memorisation(ItemIndex, TrainingColumns):
         names = dict(as_given='all: as their given label', wrong_as_true='wrongly labelled: as their true label',
                      wrong_as_given='wrongly labelled: as their wrong label', changed='seen before: as another class than then')
         colors = dict(zip(names.values(), ['#777777','#4c6a92','#c8553d','#d9a441']))
-        df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3)
+        df.dropna(axis=1, how='all').rename(columns=names).plot(ax=ax, color=colors, marker='o', ms=3, legend=False)
         ax.set(xlabel='epoch', ylabel='share of these images, %')
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(fontsize=8)
-        if outside:
-            ax.get_legend().remove()
-            ax.figure.legend(fontsize=8, ncols=2, loc='outside lower center')
+        if outside: ax.figure.legend(fontsize=8, ncols=2, loc='outside lower center')
+        else: ax.legend(fontsize=8)
         ax.grid(alpha=.3)
         return ax

@@ -247,6 +247,13 @@ def test_a_list_that_no_longer_fits_is_not_the_old_one(make_learn, monkeypatch):
     fit(learn, 1)
     assert learn.label_report.epochs == 1
 
+def test_no_list_where_another_process_lacks_the_memory(make_learn, monkeypatch, capsys):
+    "All have to decide alike, as they add up their sums"
+    monkeypatch.setattr(labels, 'num_distrib', lambda: 2)
+    monkeypatch.setattr(labels, 'max_over_ranks', lambda t: t.fill_(1))
+    learn = fit(make_learn(cbs=LabelReport()), 1)
+    assert learn.label_report.too_large and 'another process has too little memory' in capsys.readouterr().err
+
 def too_small(n, *args, of): of(10**9*n, *args)
 
 def test_suggestions_are_made_piece_by_piece():
