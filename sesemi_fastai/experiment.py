@@ -25,7 +25,7 @@ from .labels import average_precision,has_probs,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .predictions import class_counts
 from .recipe import overrides,resolved,rotates
-from .record import Record,device_info,git_commit,image_sizes,read_record,versions
+from .record import Record,device_info,find_records,git_commit,image_sizes,read_record,versions
 from .scan import scan_images
 from .setup import data_digest,method_of,rates_of,set_up,split_files,warmup_of
 from .weights import export_weights as write_weights
@@ -227,5 +227,6 @@ def resume_run(
     need_args(out)
     if not record: raise InputError(f"{out} holds no run to go on with")
     if record.get('status') != 'done': raise InputError(f"the run in {out} is {record.get('status')}, and its checkpoints are gone: start it again")
+    find_records(out) # a broken record is told
     note(f"the run in {out} is finished, nothing is left to train")
     return record

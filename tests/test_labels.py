@@ -231,6 +231,9 @@ def test_lists_of_very_large_data(mini, tmp_path, monkeypatch, capsys):
     record = train_run(**kw, out=str(tmp_path/'r'))
     assert record['status'] == 'done' and 'label_precision' not in record and not (tmp_path/'r/labels.csv').exists() # nor that of the run before
     assert capsys.readouterr().err.count('none is made') == 1
+    (tmp_path/'r/record.json').write_text(json.dumps({**record, 'config':None}))
+    res = run('sesemi-train', '--resume', tmp_path/'r')
+    assert res.returncode == 2 and 'a broken one' in res.stderr and len(res.stderr.splitlines()) == 1, res.stderr
     del record['config']['max_steps'] # as in records of before it was an option
     (tmp_path/'r/record.json').write_text(json.dumps(record))
     res = run('sesemi-train', '--resume', tmp_path/'r')
