@@ -14,11 +14,11 @@ from .augment import augmentations
 from .methods import methods,rejecting
 from .optim import optimizers,schedules
 from .precision import chosen_precision
-from .recipe import resolved,rotates
+from .recipe import options_of_own,resolved,rotates
 from .setup import check_noise,datasets,sesemi_of
 
 # %% ../nbs/37_checks.ipynb #08c88fee
-_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1),
+_ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1), valid_pct=(.001,.999),
     weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6), workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9),
     warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
@@ -38,7 +38,8 @@ def check_types(
 def _check_together(config):
     "Options that do not go together"
     check_noise(config['dataset'], config['noise'])
-    if config['split_seed'] and config['dataset'] != 'own': raise InputError("split_seed belongs to --dataset own: the others have their own validation images")
+    if config['dataset'] != 'own' and (bad := [k for k,v in options_of_own.items() if config[k] != v]):
+        raise InputError(f"{bad[0]} belongs to --dataset own: the others have their own names and validation images")
     if not config['warmup'] < config['epochs']:
         raise InputError(f"warmup={config['warmup']:g}: the warm-up must be shorter than the {config['epochs']} epochs of the run")
     known_arch(config['arch'])

@@ -44,7 +44,7 @@ from .experiment import train_run,resume_run
 from .setup import make_dls
 from .folder import is_done,options
 from .cluster import run_on_ray
-from .recipe import config_of,resolved,rotates
+from .recipe import config_of,of_own,resolved,rotates
 from .record import find_records,read_record,read_records
 from .study import comparison,read_study,run_missing,study_records
 from .mini import make_mini,mini_dls
@@ -315,10 +315,10 @@ def sesemi_labels(
 def _rotated_batch(records, path):
     "A picture of images of the data in `path`"
     name = path.resolve()
-    o = next((o for o in records if o['data']['folder'] in (name.name,name.parent.name)), records[0])['config']
+    o = config_of(next((o for o in records if o['data']['folder'] in (name.name,name.parent.name)), records[0]))
     table = path/(o.get('path') or '')
     show_rotated_batch(make_dls(o['dataset'], table if o['dataset'] == 'own' and table.is_file() else path, o['noise'], size=o['size'],
-                                bs=min(8, o['bs']), num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None))
+                                bs=min(8, o['bs']), num_workers=0, bad_images=o['bad_images'] if o.get('bad_images') == 'skip' else None, **of_own(o)))
     return plt.gcf()
 
 @call_parse

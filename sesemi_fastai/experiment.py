@@ -24,7 +24,7 @@ from .folder import alone,claim,clear,is_done,keep_args,kept_corrections,need_ar
 from .labels import average_precision,has_probs,self_confidence,truly_wrong
 from .optim import exportable,schedules
 from .predictions import class_counts
-from .recipe import overrides,resolved,rotates
+from .recipe import options_of_own,overrides,resolved,rotates
 from .record import Record,device_info,find_records,git_commit,image_sizes,read_record,versions
 from .scan import scan_images
 from .setup import data_digest,method_of,rates_of,set_up,split_files,warmup_of
@@ -130,7 +130,13 @@ def train_run(
     dataset:str=None, # nette, woof, wang, mini, or own (your images below --path) [nette]
     path:str=None, # Data folder, or the CSV file of your own table; fetched or made if not given
     noise:int=None, # Percentage of wrong labels: 0, 1, 5, 25 or 50; if not given, 50 for nette, woof and mini
-    split_seed:int=None, # own: seed of the random validation images where the data have no split [0]
+    fn_col:str=None, # own, a table: its column with the image files [path]
+    label_col:str=None, # own, a table: its column with the labels [label]
+    valid_col:str=None, # own, a table: its column that says which images are for validation [is_valid]
+    pref:str=None, # own, a table: what comes before each name in it, such as train/ []
+    suff:str=None, # own, a table: what comes behind it, such as .jpg []
+    valid_pct:float=None, # own: share of the random validation images where the data have no split [0.2]
+    split_seed:int=None, # own: seed of those [0]
     size:int=None, # Side of the square images, pixels [128]
     aug:str=None, # Augmentation: fastai or sesemi [fastai]
     arch:str=None, # Network: fastai xresnet*, torchvision, or timm [xresnet50]
@@ -194,7 +200,7 @@ def _train(args, config):
     args = {**args, 'corrections':_as_begun(args['corrections'], ckpts)}
     learn,files,n_epoch,cbs = set_up(args['path'], config, args['unlabeled'] or config['unlabeled'], out, args['store'], args['corrections'],
         args['pretrained'])
-    what = {**{k:v for k,v in config.items() if k not in ('path','unlabeled')}, 'data':learn.digest}
+    what = {**{k:v for k,v in config.items() if k not in ('path','unlabeled') and v != options_of_own.get(k)}, 'data':learn.digest}
     if out and args['resume']: _go_on(ckpts, what, args, config)
     keep = Record(_told(new_record(config, learn.dls, files)), out and Path(out)/'record.json', tell=not bar, more=bool(out))
     cbs += [keep, FiniteLoss()] + ([Checkpoint(ckpts, args['resume'], config=what)] if out else [])

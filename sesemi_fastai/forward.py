@@ -133,7 +133,7 @@ class ForwardCorrection(TemporalTargets):
         if (idx := self._images(targ)) is None: return ce
         if self.targets is not None and self.targets.shape[1] != pred.shape[1]+1: self.rate,self.matrix,self.rarer = 0.,None,None # of other classes
         p = self._bounded(pred if self.rarer is None else pred+self.rarer, 1e-3/pred.shape[1])
-        t = self._updated(idx, F.pad(p.detach(), (0,1)))[:,:-1]
+        t = self._updated(idx, F.pad(p.detach(), (0,1)), self._part(targ))[:,:-1]
         self.targets[idx,-1] = y+1. # behind the targets, 0 for an image that was not seen
         res = self._corrected(ce, pred.shape[1]) if self.matrix is None else -(pred.log_softmax(1) + self.matrix[:,y].T.log()).logsumexp(1)
         if self.doubted: res = res*(1-self.doubted*(1-self._of_label(t, y)/t.max(1)[0].clamp(min=1e-6)))

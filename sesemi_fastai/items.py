@@ -21,8 +21,8 @@ from .phase import StaysHome,around_next_phase
 _in_place = {'as_subclass','contiguous','cpu','cuda','detach','int','long','to','view'}
 
 class IndexedCategory(TensorCategory):
-    "Labels [B] with the index of their items [B] as `idx`"
-    idx = None
+    "Labels [B] with the index of their items [B] as `idx`, and their part in mixed images as `part`, a number or [B]"
+    idx,part = None,1.
     def __getitem__(self, i):
         res = super().__getitem__(i)
         if isinstance(res, IndexedCategory) and self.idx is not None: res.idx = self.idx[i]
@@ -30,7 +30,7 @@ class IndexedCategory(TensorCategory):
 
     def clone(self, **kwargs): # fastai's loses what the tensor has
         res = super().clone(**kwargs)
-        res.idx = self.idx
+        res.idx,res.part = self.idx,self.part
         return res
 
     @classmethod
@@ -208,9 +208,14 @@ class ItemIndex(StaysHome):
         self.learn.yb = (indexed(y, idx), *self.learn.yb[1:])
 
     @property
+    def mix_handler(self):
+        "`MixUp` or `CutMix` of the Learner; None without"
+        return first(o for o in self.learn.cbs if isinstance(o, MixHandler))
+
+    @property
     def labels(self) -> IndexedCategory: # [B]
         "The labels of the batch; of mixed images that of the larger part, which in `CutMix` may be the other one"
-        y,mix = self.learn.yb[0],first(o for o in self.learn.cbs if isinstance(o, MixHandler))
+        y,mix = self.learn.yb[0],self.mix_handler
         if not mix or not self.training: return y
         other,more = mix.yb1[0],torch.as_tensor(mix.lam, device=y.device) >= .5
         return indexed(*(torch.where(more, *o) for o in ((y.as_subclass(Tensor),other.as_subclass(Tensor)),(_idx_of(y, self),_idx_of(other, self)))))

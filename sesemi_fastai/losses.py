@@ -52,6 +52,8 @@ class TrainingLoss:
             raise InputError(f"{type(self).__name__} remembers each training image and has to know which ones a batch holds: give it as "
                              f"cbs=RobustLoss({type(self).__name__}()) instead of loss_func=")
         return getattr(targ, 'idx', None)
+    @staticmethod
+    def _part(targ): return getattr(targ, 'part', 1.) # of the image in a mixed one
     def __repr__(self):
         return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)}' for k in signature(type(self).__init__).parameters if k != 'self')})"
 
@@ -120,11 +122,13 @@ class TemporalTargets(TrainingLoss):
         if self.targets is None: self.passes = 0.
         self.n,self.ready = n,True
 
-    def _updated(self, idx, p):
-        "The targets of the images, after this prediction"
+    def _updated(self, idx, p, part=1.):
+        "The targets of the images, after this prediction, which they follow by their part of what was seen"
         if self.targets is None or self.targets.shape[1] != p.shape[1]: self.targets = self._room(p)
         old = self.targets[idx]
-        new = self.beta*old + (1-self.beta)*p
+        step = (1-self.beta)*part
+        if isinstance(step, Tensor): step = step.reshape(-1, 1)
+        new = (1-step)*old + step*p
         self.targets[idx] = new = torch.where(new.isfinite(), new, old) # a step that overflows is skipped, and forgotten here
         return new
 
@@ -163,4 +167,4 @@ class ELR(TemporalTargets):
         if (idx := self._images(targ)) is None: return ce
         p = self._bounded(pred, min(1e-4, 1e-3/pred.shape[1]))
         q = p.detach()
-        return ce + self._regularisation(p, self._updated(idx, q/q.sum(1, keepdim=True)))
+        return ce + self._regularisation(p, self._updated(idx, q/q.sum(1, keepdim=True), self._part(targ)))

@@ -12,7 +12,8 @@ import pandas as pd
 from collections import Counter
 from pathlib import Path
 from fastcore.basics import groupby
-from fastai.vision.all import DataLoaders,is_iter
+from shlex import quote
+from fastai.vision.all import DataLoaders,first,is_iter
 from .core import InputError,image_files,need_columns,need_numbers,note,read_table,real_paths
 from .data import checked_table,label_text,named_labels,table_dls
 
@@ -136,7 +137,29 @@ def _tell_no_split(columns):
     "A note where the column of the split may have another name, which one of `columns` looks like"
     if names := [o for o in columns if str(o).strip().lower() in {'is_valid', *_maybe_split}]:
         note(f"the table has no column 'is_valid', so validation images are drawn at random; if {str(names[0])!r} names them: "
-             f"valid_col={str(names[0])!r} in Python, or rename it")
+             f"valid_col={str(names[0])!r}, --valid-col {quote(str(names[0]))}")
+
+def _files_of(names, pref, suff):
+    "A column of names, each with what comes before and behind it, as in fastai's `ColReader`"
+    if not isinstance(pref, (str,Path)) or not isinstance(suff, str): raise InputError(f"pref={pref!r}, suff={suff!r}: give what comes before and behind each name")
+    if isinstance(pref, Path): pref = str(pref)+os.path.sep
+    return names.map(lambda o: f'{pref}{o}{suff}', na_action='ignore') if pref or suff else names
+
+def _rest_of_name(file, name):
+    "What stands before and behind `name` in the path of `file`; None where it is no part of that"
+    for suff in ('',file.suffix):
+        path = file.as_posix().removesuffix(suff)
+        if f'/{path}'.endswith(f'/{name}') and (not suff or not name.endswith(suff)): return path.removesuffix(name),suff
+
+def _check_first_name(path, names, pref, suff):
+    "`InputError` where the first file is not there under its name, and one is that has it as a part of its own"
+    name = str(first(names.dropna()) or '')
+    if not name or os.path.isfile(os.path.join(path, name)): return
+    for o in _below(Path(path)):
+        if rest := _rest_of_name(o, name):
+            need = {k:v for k,v in dict(pref=f'{rest[0]}{pref}', suff=suff+rest[1]).items() if v}
+            raise InputError(f"{Path(path)/name} is named in the table and not there, {Path(path)/o} is: give {', '.join(f'{k}={v!r}' for k,v in need.items())} "
+                             f"({' '.join(f'--{k} {quote(v)}' for k,v in need.items())})")
 
 def _one_file(path, names):
     "`InputError` for an image that both splits have, by links"
@@ -153,13 +176,23 @@ def _usable(df, path, **kwargs):
     _one_file(path, df)
     return df
 
-def _check_folder_arguments(source, path, columns):
-    "Arguments that belong to a table"
+_of_tables = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='', suff='') # arguments, and what they are if not given
+
+def _check_folder_arguments(source, path, given):
+    "`InputError` for arguments that belong to a table"
     if path is not None and Path(path).resolve() != source.resolve():
         raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
-    for k,v in columns.items():
-        if v != dict(fn_col='path', label_col='label', valid_col='is_valid')[k]:
-            raise InputError(f"{k}={v!r} belongs to a table: in a folder the class folders are the labels")
+    if bad := [k for k,v in _of_tables.items() if given[k] != v]:
+        raise InputError(f"{bad[0]}={given[bad[0]]!r} belongs to a table: in a folder the class folders are the labels")
+
+def _check_columns(source, used, from_file):
+    "`InputError` where a column is missing, or there twice"
+    try: need_columns(source, used, 'the table')
+    except InputError as e:
+        if ' twice' in str(e) or source.shape[1] < 2: raise
+        raise InputError(f"{e}; fn_col, label_col and valid_col name the columns that it has") from None
+    # as pandas reads it
+    if from_file and (twice := [o for o in used if f'{o}.1' in source]): raise InputError(f"the table has column {twice[0]!r} there twice: leave one out")
 
 def own_table(
     source:str|Path|pd.DataFrame, # A folder, a CSV file or a DataFrame
@@ -168,7 +201,9 @@ def own_table(
     label_col:str='label', # Column with the labels
     valid_col:str='is_valid', # Column with the split; a random split if there is none
     valid_pct:float=.2, # Share of validation images where a split is missing
-    seed:int=0 # Seed of the random split
+    seed:int=0, # Seed of the random split
+    pref:str|Path='', # What comes before each name in the table, such as 'train/'
+    suff:str='' # What comes behind it, such as '.png'
 ) -> tuple[pd.DataFrame,Path]: # Table with columns `path`, `label`, `is_valid` and maybe `true`; its folder
     "The table of a user's own images, and the folder its paths are relative to"
     if from_file := not isinstance(source, pd.DataFrame):
@@ -176,24 +211,23 @@ def own_table(
         source = Path(source)
         if not source.exists(): raise InputError(f"there is no folder or table {source}")
         if source.is_dir():
-            _check_folder_arguments(source, path, dict(fn_col=fn_col, label_col=label_col, valid_col=valid_col))
+            _check_folder_arguments(source, path, dict(fn_col=fn_col, label_col=label_col, valid_col=valid_col, pref=pref, suff=suff))
             return _usable(_folder_table(source, valid_pct, seed), source, check_links=False),source
         source,path = read_table(source, dict.fromkeys((fn_col,label_col,'true'), str)),path or source.parent # 001 and 1 are two classes
     if bad := [o for o in (fn_col,label_col,valid_col) if not isinstance(o, (str,int))]: raise InputError(f"{bad[0]!r} is no name of a column")
     if not isinstance(path, (str,Path,type(None))): raise InputError(f"path={path!r}: give the folder that the paths of the table are relative to")
     source = source.reset_index(drop=True)
     used = [fn_col,label_col,*(o for o in (valid_col,'true') if o in source or o not in ('is_valid','true'))]
-    need_columns(source, used, 'the table')
-    # as pandas reads it
-    if from_file and (twice := [o for o in used if f'{o}.1' in source]): raise InputError(f"the table has column {twice[0]!r} there twice: leave one out")
+    _check_columns(source, used, from_file)
     _check_classes(_as_numbers(source[label_col]) if from_file else source[label_col])
-    df = pd.DataFrame(dict(path=source[fn_col], label=label_text(source[label_col])))
+    df = pd.DataFrame(dict(path=_files_of(source[fn_col], pref, suff), label=label_text(source[label_col])))
     _check_names(df.label)
     if 'true' in source.columns: df['true'] = label_text(source['true'])
     if valid_col in source.columns: df['is_valid'] = _as_split(source[valid_col])
     else:
         _tell_no_split(o for o in source if o not in used)
         df = _own_split(df, valid_pct, seed)
+    _check_first_name(path or '.', df.path, pref, suff)
     return _usable(df, path or '.'),Path(path or '.')
 
 # %% ../nbs/28a_own.ipynb #b1908c5c
@@ -221,10 +255,12 @@ def own_dls(
     valid_col:str='is_valid', # Column with the split; a random split if there is none
     valid_pct:float=.2, # Share of validation images where a split is missing
     split_seed:int=0, # Seed of the random split
+    pref:str|Path='', # What comes before each name in the table, such as 'train/'
+    suff:str='', # What comes behind it, such as '.png'
     **kwargs # For `table_dls`
 ) -> DataLoaders: # `dls.unlabeled` holds the files of `unlabeled`
     "Your own images, ready for a Learner"
-    df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed)
+    df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed, pref, suff)
     files = _unlabeled_files(unlabeled)
     real = {*real_paths(files)}
     if n := sum(o in real for o in real_paths(path/o for o in df.path[df.is_valid])) if real else 0:

@@ -119,8 +119,10 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if num_distrib() > 1 and (after := self._memory()) is not None: setattr(loss, loss.remembers, _of_all_ranks(after, before))
 
     def after_pred(self):
-        "A loss that remembers has to know the images"
-        if self.own is not None and self.training and self._remembers: self.idx
+        "A loss that remembers has to know the images, and how much of each is to be seen"
+        if self.own is None or not self.training or not self._remembers: return
+        self.idx
+        if mix := self.mix_handler: self.yb[0].part,mix.yb1[0].part = mix.lam,1-mix.lam
 
     def after_batch(self):
         "Count the passes over the images"

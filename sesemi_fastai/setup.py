@@ -27,7 +27,7 @@ from .own import own_dls
 from .precision import meets_one_pixel
 from .predictions import Predictions
 from .prefetch import Prefetch
-from .recipe import noisy_datasets,rotated_bs,rotates,unlabeled_bs
+from .recipe import noisy_datasets,of_own,rotated_bs,rotates,unlabeled_bs
 from .scan import scan_images,usable
 from .selection import rejected_items
 from .steps import MaxSteps,StepsPerEpoch,even_steps
@@ -226,7 +226,7 @@ def set_up(
     set_seed(seed, reproducible=True)
     dls = make_dls(config['dataset'], path, config['noise'], size=config['size'], bs=config['bs'], seed=seed, num_workers=_workers(config),
                    bad_images=config['bad_images'], aug=config['aug'], store=store, store_size=config['store_size'], corrections=corrections,
-                   **(dict(split_seed=config['split_seed']) if config['dataset'] == 'own' else {}))
+                   **of_own(config))
     _onto_gpu(dls)
     _normalised_by(dls, pretrained_stats(config['arch'], pretrained))
     files = to_rotate(dls, unlabeled_files(dls, files_of), config['bad_images'])
