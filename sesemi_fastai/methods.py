@@ -8,7 +8,7 @@ __all__ = ['methods', 'method_names', 'rejecting', 'robust_cbs', 'method_title']
 # %% ../nbs/15_methods.ipynb #cdf081a4
 from fastai.vision.all import L
 from .average import EMA
-from .core import choose
+from .core import InputError,choose
 from .pseudo import FixMatch
 from .losses import ELR,GCE,SCE,Bootstrap
 from .forward import ForwardCorrection
@@ -24,11 +24,16 @@ method_names = dict(forward='forward correction', bootstrap='bootstrapping', boo
                     fixmatch='small loss with FixMatch', auto='auto')
 rejecting = 'smallloss','fixmatch' # methods that reject labels
 
+class _Callbacks(list):
+    "Callbacks, which a Learner takes for one where the star is forgotten"
+    @property
+    def name(self): raise InputError("robust_cbs gives a list: cbs=robust_cbs('auto') alone, with a star before it beside others, cbs=[*robust_cbs('auto'), ...]")
+
 def robust_cbs(
     name:str='auto' # One of `methods`: auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss, fixmatch, none
 ) -> list: # Callbacks
     "The callbacks of a method against wrong labels"
-    return list(L(choose(methods, name, 'robust')()))
+    return _Callbacks(L(choose(methods, name, 'robust')()))
 
 def method_title(
     name:str # One of `methods`
