@@ -25,7 +25,9 @@ class IndexedCategory(TensorCategory):
     idx,part = None,1.
     def __getitem__(self, i):
         res = super().__getitem__(i)
-        if isinstance(res, IndexedCategory) and self.idx is not None: res.idx = self.idx[i]
+        if isinstance(res, IndexedCategory) and self.idx is not None:
+            res.idx = self.idx[i]
+            if isinstance(self.part, Tensor) and self.part.shape == self.idx.shape: res.part = self.part[i]
         return res
 
     def clone(self, **kwargs): # fastai's loses what the tensor has
@@ -48,7 +50,7 @@ def indexed(
     "`y` that knows which items it belongs to"
     res,idx = y.as_subclass(IndexedCategory),torch.as_tensor(idx)
     if y.is_cuda and not idx.is_cuda: idx = idx.pin_memory() # so that nothing waits for the copy
-    res.idx = idx.to(y.device, non_blocking=y.is_cuda)
+    res.idx,res.part = idx.to(y.device, non_blocking=y.is_cuda),1.
     return res
 
 # %% ../nbs/10_items.ipynb #0885868f
@@ -209,8 +211,8 @@ class ItemIndex(StaysHome):
 
     @property
     def mix_handler(self):
-        "`MixUp` or `CutMix` of the Learner; None without"
-        return first(o for o in self.learn.cbs if isinstance(o, MixHandler))
+        "`MixUp` or `CutMix` of the Learner; None without, and where it rests"
+        return first(o for o in self.learn.cbs if isinstance(o, MixHandler) and o.run)
 
     @property
     def labels(self) -> IndexedCategory: # [B]

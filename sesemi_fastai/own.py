@@ -10,10 +10,11 @@ import os
 import numpy as np
 import pandas as pd
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from fastcore.basics import groupby
 from shlex import quote
-from fastai.vision.all import DataLoaders,first,is_iter
+from fastai.vision.all import DataLoaders,image_extensions,is_iter
 from .core import InputError,image_files,need_columns,need_numbers,note,read_table,real_paths
 from .data import checked_table,label_text,named_labels,table_dls
 
@@ -143,23 +144,28 @@ def _files_of(names, pref, suff):
     "A column of names, each with what comes before and behind it, as in fastai's `ColReader`"
     if not isinstance(pref, (str,Path)) or not isinstance(suff, str): raise InputError(f"pref={pref!r}, suff={suff!r}: give what comes before and behind each name")
     if isinstance(pref, Path): pref = str(pref)+os.path.sep
-    return names.map(lambda o: f'{pref}{o}{suff}', na_action='ignore') if pref or suff else names
+    return names.astype(object).map(lambda o: f'{pref}{o}{suff}', na_action='ignore') if pref or suff else names
 
-def _rest_of_name(file, name):
-    "What stands before and behind `name` in the path of `file`; None where it is no part of that"
-    for suff in ('',file.suffix):
-        path = file.as_posix().removesuffix(suff)
-        if f'/{path}'.endswith(f'/{name}') and (not suff or not name.endswith(suff)): return path.removesuffix(name),suff
+_looked_at = 100_000 # files that are looked through for names
 
-def _check_first_name(path, names, pref, suff):
-    "`InputError` where the first file is not there under its name, and one is that has it as a part of its own"
-    name = str(first(names.dropna()) or '')
-    if not name or os.path.isfile(os.path.join(path, name)): return
-    for o in _below(Path(path)):
-        if rest := _rest_of_name(o, name):
-            need = {k:v for k,v in dict(pref=f'{rest[0]}{pref}', suff=suff+rest[1]).items() if v}
-            raise InputError(f"{Path(path)/name} is named in the table and not there, {Path(path)/o} is: give {', '.join(f'{k}={v!r}' for k,v in need.items())} "
-                             f"({' '.join(f'--{k} {quote(v)}' for k,v in need.items())})")
+def _rests(path, name):
+    "What stands before and behind `name` in the paths of images below `path`"
+    files = islice((os.path.relpath(os.path.join(d, f), path) for d,_,fs in os.walk(path) for f in fs), _looked_at)
+    for file in (o for o in files if os.path.splitext(o)[1].lower() in image_extensions):
+        for suff in ('',os.path.splitext(file)[1]):
+            if f'/{file}'.endswith(f'/{name}{suff}'): yield file[:len(file)-len(name+suff)],suff
+
+def _check_some_there(path, names, files):
+    "`InputError` where none of some files is there, and all are with something else before and behind their names"
+    some = sorted({*range(0, len(names), max(1, len(names)//20))} - {*names.isna().to_numpy().nonzero()[0]})
+    names,files = ([str(col.iloc[i]) for i in some] for col in (names,files))
+    if not all(names) or any(os.path.isfile(os.path.join(path, o)) for o in files): return
+    fit = lambda rest: all(os.path.isfile(os.path.join(path, f'{rest[0]}{o}{rest[1]}')) for o in names)
+    if found := sorted({o for o in _rests(path, names[0]) if fit(o)} if names else ()):
+        told = [', '.join(f'{k}={v!r}' for k,v in zip(('pref','suff'), o) if v) or 'neither pref nor suff' for o in found]
+        typed = ' '.join(f'--{k}={quote(v)}' for k,v in zip(('pref','suff'), found[0]) if v)
+        raise InputError(f"{Path(path)/files[0]} is named in the table and not there, {Path(path)/(found[0][0]+names[0]+found[0][1])} is: give "
+                         f"{' or '.join(told)}{f' ({typed})'*(len(found) == 1 and typed != '')}")
 
 def _one_file(path, names):
     "`InputError` for an image that both splits have, by links"
@@ -189,7 +195,7 @@ def _check_columns(source, used, from_file):
     "`InputError` where a column is missing, or there twice"
     try: need_columns(source, used, 'the table')
     except InputError as e:
-        if ' twice' in str(e) or source.shape[1] < 2: raise
+        if {*used} <= {*source} or source.shape[1] < 2: raise
         raise InputError(f"{e}; fn_col, label_col and valid_col name the columns that it has") from None
     # as pandas reads it
     if from_file and (twice := [o for o in used if f'{o}.1' in source]): raise InputError(f"the table has column {twice[0]!r} there twice: leave one out")
@@ -206,6 +212,7 @@ def own_table(
     suff:str='' # What comes behind it, such as '.png'
 ) -> tuple[pd.DataFrame,Path]: # Table with columns `path`, `label`, `is_valid` and maybe `true`; its folder
     "The table of a user's own images, and the folder its paths are relative to"
+    pref,suff = pref or '',suff or ''
     if from_file := not isinstance(source, pd.DataFrame):
         if not isinstance(source, (str,Path)): raise InputError(f"your images are a folder, a CSV file or a DataFrame, not {type(source).__name__}")
         source = Path(source)
@@ -227,7 +234,7 @@ def own_table(
     else:
         _tell_no_split(o for o in source if o not in used)
         df = _own_split(df, valid_pct, seed)
-    _check_first_name(path or '.', df.path, pref, suff)
+    _check_some_there(path or '.', source[fn_col], df.path)
     return _usable(df, path or '.'),Path(path or '.')
 
 # %% ../nbs/28a_own.ipynb #b1908c5c

@@ -13,7 +13,7 @@ from itertools import product
 import pandas as pd
 from scipy import stats
 from .core import InputError
-from .recipe import config_of,not_the_method,unlabeled_names
+from .recipe import config_of,not_the_method,options_of_own,unlabeled_names
 
 # %% ../nbs/43_table.ipynb #b63ee982
 def method_name(
@@ -76,7 +76,11 @@ def _same_digest(df):
     "Older records have no digest of their data: if all others of the same name and noise have one in common, it is theirs"
     if not len(df): return df
     known = df.groupby(['dataset','data','noise','corrections'], dropna=False).digest
-    return df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1)))
+    return _same_names(df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1))))
+
+def _same_names(df):
+    "Data of one digest are the same, whatever their tables call the columns"
+    return df.assign(**{k:df.groupby('digest')[k].transform('first').fillna(df[k]) for k in options_of_own})
 
 def distinct(
     df:pd.DataFrame # From `records_frame`

@@ -252,22 +252,24 @@ def test_nobody_knows_how_many_own_labels_are_wrong(mini, tmp_path):
 def test_a_table_with_names_of_its_own(mini, tmp_path):
     "Columns, and what names lack of paths, as the errors say them; the same images and the same training as from a table with usual names"
     shutil.copytree(mini/'train', tmp_path/'dogs/train')
-    files = sorted((tmp_path/'dogs/train').rglob('*.JPEG'))[::4]
+    files = sorted((tmp_path/'dogs/train').rglob('*.JPEG'))
     df = pd.DataFrame(dict(id=[str(f.relative_to(tmp_path/'dogs/train').with_suffix('')) for f in files], breed=[f.parent.name for f in files],
                            part=['valid' if i % 4 == 0 else 'train' for i in range(len(files))]))
     df.to_csv(tmp_path/'dogs/labels.csv', index=False)
     df.assign(path='train/'+df.id+'.JPEG', label=df.breed, is_valid=df.part)[['path','label','is_valid']].to_csv(tmp_path/'dogs/usual.csv', index=False)
-    own = ['sesemi-train', '--dataset', 'own', '--epochs', 1, '--unlabeled', 'none', *small, '--path']
+    own = ['sesemi-train', '--dataset', 'own', '--epochs', 1, *small, '--path']
     assert 'fn_col, label_col and valid_col name' in run(*own, tmp_path/'dogs/labels.csv').stderr
     columns = ['--fn-col', 'id', '--label-col', 'breed', '--valid-col', 'part']
-    assert '--pref train/ --suff .JPEG' in run(*own, tmp_path/'dogs/labels.csv', *columns).stderr
+    assert '--pref=train/ --suff=.JPEG' in run(*own, tmp_path/'dogs/labels.csv', *columns).stderr
     assert 'valid_pct=2' in run(*own, tmp_path/'dogs/labels.csv', *columns, '--valid-pct', 2).stderr
     one = last(run(*own, tmp_path/'dogs/labels.csv', *columns, '--pref', 'train/', '--suff', '.JPEG', '--out', tmp_path/'runs/one'))
-    two = last(run(*own, tmp_path/'dogs/usual.csv'))
+    two = last(run(*own, tmp_path/'dogs/usual.csv', '--out', tmp_path/'runs/two'))
     one_epoch,other = ({k:v for k,v in o['history'][0].items() if k != 'seconds'} for o in (one,two))
     assert one_epoch == other
     assert one['data']['digest'] == two['data']['digest'] and one['overrides']['suff'] == '.JPEG' and 'suff' not in two['overrides']
-    assert run('sesemi-report', tmp_path/'runs', '--path', tmp_path/'dogs').returncode == 0
+    table = run('sesemi-table', tmp_path/'runs').stdout
+    assert '1 with the settings and seed of another is not counted' in table and 'suff' not in table
+    assert 'A rotated batch' in Path(run('sesemi-report', tmp_path/'runs', '--path', tmp_path/'dogs').stdout.strip()).read_text()
     res = run('sesemi-train', '--path', mini, '--label-col', 'breed', *small)
     assert res.returncode == 2 and 'label_col belongs to --dataset own' in res.stderr
 

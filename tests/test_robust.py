@@ -785,6 +785,23 @@ def test_targets_of_mixed_images(make_learn, mix, loss):
     targets = learn.robust_loss.loss_func_of_training.targets[:,:3]
     assert torch.allclose(targets, want, atol=1e-5) and want.min() > 0
 
+def test_images_that_are_mixed_no_more_count_in_full(make_learn):
+    "A callback may let MixUp rest in the last epochs; what it drew before does not count then"
+    class Rests(Callback):
+        order,parts = 90,()
+        def before_epoch(self): self.learn.mix_up.run = self.epoch < 1
+        def after_loss(self):
+            if self.training: self.parts = (*self.parts, self.learn.yb[0].part)
+    parts = fit(make_learn(cbs=[RobustLoss(ELR()), MixUp(), Rests()]), 2).rests.parts
+    assert len(parts) == 12 and all(isinstance(o, torch.Tensor) for o in parts[:6]) and parts[6:] == (1.,)*6
+
+def test_a_slice_of_labels_has_their_images_and_parts():
+    y = indexed(TensorCategory([1,2,3]), [7,8,9])
+    y.part = torch.tensor([.9,.6,.7])
+    assert y[1:].idx.tolist() == [8,9] and y[1:].part.tolist() == pytest.approx([.6,.7]) and y.clone().part is y.part
+    y.part = torch.tensor([.9])
+    assert y[1:].part.tolist() == pytest.approx([.9]) and indexed(y, [1,2,3]).part == 1.
+
 @pytest.mark.cell('Robust losses', 'epochs of rotations alone have no figures')
 def test_rotations_alone_are_not_counted(make_learn):
     learn = fit(make_learn(cbs=[SESEMI(bs=4, rot_only=2), Memorisation()]), 4)
