@@ -27,7 +27,7 @@ rejecting = 'smallloss','fixmatch' # methods that reject labels
 class _Callbacks(list):
     "Callbacks, which a Learner takes for one where the star is forgotten"
     @property
-    def name(self): raise InputError("robust_cbs gives a list: cbs=robust_cbs('auto') alone, with a star before it beside others, cbs=[*robust_cbs('auto'), ...]")
+    def name(self): raise InputError("robust_cbs gives a list: cbs=robust_cbs('auto') alone, and with a star beside others, cbs=[*robust_cbs('auto'), ...]")
 
 def robust_cbs(
     name:str='auto' # One of `methods`: auto, forward, elr, gce, sce, bootstrap, bootstrap_hard, ema, smallloss, fixmatch, none

@@ -142,7 +142,8 @@ def _tell_no_split(columns):
 
 def _files_of(names, pref, suff):
     "A column of names, each with what comes before and behind it, as in fastai's `ColReader`"
-    if not isinstance(pref, (str,Path)) or not isinstance(suff, str): raise InputError(f"pref={pref!r}, suff={suff!r}: give what comes before and behind each name")
+    if not isinstance(pref, (str,Path)) or not isinstance(suff, str):
+        raise InputError(f"pref={pref!r}, suff={suff!r}: give what comes before and behind each name, as text")
     if isinstance(pref, Path): pref = str(pref)+os.path.sep
     return names.astype(object).map(lambda o: f'{pref}{o}{suff}', na_action='ignore') if pref or suff else names
 
