@@ -19,8 +19,8 @@ from .setup import check_noise,datasets,sesemi_of
 
 # %% ../nbs/37_checks.ipynb #08c88fee
 _ranges = dict(epochs=(1,10**6), lr=(1e-12,1e6), lr_mult=(1,1e6), bs=(1,10**6), size=(16,10**5), seed=(0,2**32-1), split_seed=(0,2**32-1),
-    valid_pct=(.001,.999), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6), workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6), max_steps=(1,10**9),
-    warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
+    valid_pct=(.001,.999), weight=(0,1e6), weight_end=(0,1e6), rampup=(0,1e6), workers=(0,1000), store_size=(8,10**5), unlabeled_bs=(1,10**6),
+    max_steps=(1,10**9), warmup=(0,1e6), warmup_lr=(0,1e6), dropout=(0,.99), smoothing=(0,.99), rot_only=(0,1e6),
     rot_size=(8,10**5), every=(1,10**6), turned=(.01,.99))
 _choices = dict(epoch_unit=('labelled','unlabeled','steps'), turns=('all','one'), bad_images=('stop','skip'), bn=('separate','joint'))
 _of_type = {int:((int,),'a whole number'), float:((int,float),'a number'), str:((str,),'a text')}
