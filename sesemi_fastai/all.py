@@ -27,7 +27,7 @@ from .average import EMA
 from .methods import methods, robust_cbs
 from .memory import Memorisation
 from .labels import LabelReport, average_precision, plot_suspects, read_labels, self_confidence
-from .corrections import accepted, corrected
+from .corrections import accepted, add_corrections, corrected
 from .cleaner import LabelCleaner
 from .predictions import Predictions, plot_confusion, plot_worst, read_predictions
 from .steps import StepsPerEpoch, MaxSteps

@@ -91,4 +91,5 @@ def idle_options(
     elif not rotates(config): idle.add('unlabeled')
     if not config['warmup']: idle |= {'warmup_lr'}
     if not config['pretrained']: idle |= {'lr_mult'}
+    if config['robust'] in ('auto','forward') and config['epochs'] == 1 and config['epoch_unit'] == 'labelled': idle.add('robust') # they begin after a pass
     return [k for k,v in options.items() if k in idle and v is not None]

@@ -55,7 +55,8 @@ def _checked(fixes, table):
     if len(bad := fixes[~fixes.action.isin(['keep','drop','relabel'])]):
         raise InputError(f"action {bad.action.iloc[0]!r} of {bad.path.iloc[0]} is unknown: choose keep, drop or relabel")
     fixes = fixes[fixes.action != 'keep']
-    if len(bad := fixes.path[fixes.path.duplicated()]): raise InputError(f"{bad.iloc[0]} stands twice in the corrections")
+    if len(bad := fixes.path[fixes.path.duplicated()]): 
+        raise InputError(f"{bad.iloc[0]} stands twice in the corrections: add_corrections(new, 'corrections.csv') adds to what was decided before")
     if len(bad := fixes.path[~fixes.path.isin(table.path)]): raise InputError(f"{bad.iloc[0]} of the corrections is not in the table of images")
     if len(bad := fixes.path[fixes.path.isin(table.path[table.is_valid.astype(bool)])]):
         raise InputError(f"{bad.iloc[0]} is a validation image: only labels of training images are corrected")
@@ -70,7 +71,8 @@ def _check_old(fixes, table):
     known = fixes[fixes.label.notna() & (fixes.label != '') & fixes.path.isin(now.index)]
     for path,label in zip(known.path, known.label):
         if class_name(label) not in map(class_name, now[path]):
-            raise InputError(f"the corrections are of other labels: {path} is {label!r} there, and {now[path][0]!r} in the data")
+            raise InputError(f"the corrections are of other labels: {path} is {label!r} there, and {now[path][0]!r} in the data; what was decided "
+                             "in an earlier round stays with add_corrections(new, 'corrections.csv')")
 
 def _check_new(relabel, classes):
     if len(relabel) and 'new_label' not in relabel: raise InputError("the corrections have no column 'new_label', which relabel needs")

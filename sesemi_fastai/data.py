@@ -13,6 +13,7 @@ import pandas as pd
 from functools import cache
 from inspect import signature
 from itertools import islice,product
+from fastcore.meta import delegates
 from pathlib import Path
 from fastai.vision.all import (DataBlock,DataLoaders,Datasets,TfmdDL,ImageBlock,CategoryBlock,ColReader,ColSplitter,Normalize,
                                L,URLs,imagenet_stats,untar_data,show_image,plt,random,no_random,to_device)
@@ -67,13 +68,16 @@ def _not_there(path, others):
     hint = "paths have / between folders, not \\" if '\\' in str(path) else "is this the right data folder? If it is, leave these rows out"
     return f"{path} is named in the table and not there{more}: {hint}"
 
+def _and_more(rows): return f' (one of {len(rows)})'*(len(rows) > 1)
+
 def _check_paths(df, folder, repeats):
     if (bad := df.path[df.path.isna()]).size: raise InputError(f"row {bad.index[0]} of the table has no path")
     if _no_utf8(''.join(df.path)):
         raise InputError(f"path {next(o for o in df.path if _no_utf8(o))!a} is not UTF-8, and tables could not be written: rename the file")
     if (bad := df.path[leaves_folder(df.path)]).size: raise InputError(f"path {bad.iloc[0]!r} leads out of the data folder {folder}")
     norm = df.path.map(os.path.normpath)
-    if not repeats and (bad := df.path[norm.duplicated()]).size: raise InputError(f"path {bad.iloc[0]!r} stands twice in the table")
+    if not repeats and (bad := df.path[norm.duplicated()]).size:
+        raise InputError(f"path {bad.iloc[0]!r} stands twice in the table{_and_more(bad)}: keep one row for each image")
     if (bad := df.path[df.is_valid & norm.isin(norm[~df.is_valid])]).size:
         raise InputError(f"path {bad.iloc[0]!r} is in the training and in the validation images")
     if gone := [*islice((p for p in df.path if not os.path.isfile(os.path.join(folder, p))), _most_gone)]:
@@ -106,7 +110,8 @@ def checked_table(
     need_columns(df, ['path','label','is_valid'], 'the table')
     df = df.reset_index(drop=True)
     df['path'] = _from_folder_on(df.path, folder)
-    if (empty := df.label.isna() | (df.label.astype(str).str.strip() == '')).any(): raise InputError(f"{df.path[empty].iloc[0]} has no label in the table")
+    if len(bad := df.path[df.label.isna() | (df.label.astype(str).str.strip() == '')]):
+        raise InputError(f"{bad.iloc[0]} has no label in the table{_and_more(bad)}: leave such rows out, or give their images as unlabeled=")
     if not df.is_valid.isin([True,False]).all(): raise InputError("column is_valid must hold True and False")
     df['is_valid'] = df.is_valid.astype(bool)
     _check_paths(df, Path(folder), repeats)
@@ -258,6 +263,7 @@ def _noisy_dls(urls, other, noise, size, path, **kwargs):
     if (path/f'noisy_image{other}.csv').is_file(): raise InputError(f"{path} holds Image{other}: choose noisy_image{other}_dls, or --dataset {other}")
     return table_dls(noisy_table(path, noise), path, size, **kwargs)
 
+@delegates(table_dls, keep=True)
 def noisy_imagenette_dls(
     noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50; `mini_dls` and `sesemi-train` take 50 unless told
     size:int=128, # Side of the square images, pixels; 64 to 256 are usual
@@ -267,6 +273,7 @@ def noisy_imagenette_dls(
     "Noisy Imagenette, ready for a Learner"
     return _noisy_dls((URLs.IMAGENETTE_160,URLs.IMAGENETTE_320), 'woof', noise, size, path, **kwargs)
 
+@delegates(table_dls, keep=True)
 def noisy_imagewoof_dls(
     noise:int=5, # Percentage of wrong labels: 0, 1, 5, 25 or 50; `mini_dls` and `sesemi-train` take 50 unless told
     size:int=128, # Side of the square images, pixels; 64 to 256 are usual
@@ -294,6 +301,7 @@ def imagewang_table(
     classes = {o.name for o in (path/'val').iterdir() if o.is_dir()}
     return checked_table(_split_table(path, [('train',False),('val',True)], classes), path, check_links=False)
 
+@delegates(table_dls, keep=True, but='unlabeled')
 def imagewang_dls(
     size:int=128, # Side of the square images, pixels
     path:str|Path|None=None, # A local copy; fetched with `untar_data` if None

@@ -133,6 +133,7 @@ def train_run(
     fn_col:str=None, # own, a table: its column with the image files [path]
     label_col:str=None, # own, a table: its column with the labels [label]
     valid_col:str=None, # own, a table: its column that says which images are for validation [is_valid]
+    valid_fold:int=None, # own, a table: of a column with folds the number of that for validation
     pref:str=None, # own, a table: what comes before each name in it, such as train/ []
     suff:str=None, # own, a table: what comes behind it, such as .jpg []
     valid_pct:float=None, # own: share of the random validation images where the data have no split [0.2]
@@ -174,7 +175,7 @@ def train_run(
     corrections:str=None, # CSV file with training images to drop or relabel, as from sesemi-labels
     precision:str=None, # Number format: fp32, bf16, fp16 (CUDA), or auto, the fastest that the device has [auto]
     bad_images:str=None, # Image files that cannot be read: stop before training, or skip them [stop]
-    out:str=None, # Folder for record.json, and for checkpoints until the run is done
+    out:str=None, # Folder for record, predictions and list of labels, and for checkpoints until the run is done; if not given, nothing is kept
     export:bool=False, # Write the trained Learner to OUT/export.pkl
     export_weights:str=None, # Write the weights alone to OUT as well: pth or safetensors
     resume:bool=False, # Go on from the checkpoints in OUT

@@ -10,6 +10,7 @@ __all__ = ['objects', 'Pencil', 'house', 'tree', 'mushroom', 'umbrella', 'sailbo
 import math,shutil,tempfile
 import numpy as np, pandas as pd
 from pathlib import Path
+from fastcore.meta import delegates
 from PIL import Image,ImageDraw
 from fastai.vision.all import DataLoaders,fastai_path
 from .core import InputError,progress
@@ -190,6 +191,7 @@ def is_mini(
     "Whether a data set was drawn there"
     return (Path(path)/_stamp).is_file()
 
+@delegates(table_dls, keep=True)
 def mini_dls(
     noise:int=50, # Percentage of wrong labels: 0, 1, 5, 25 or 50
     size:int=64, # Side of the square images, pixels

@@ -13,9 +13,10 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 from fastcore.basics import groupby
+from fastcore.meta import delegates
 from shlex import quote
 from fastai.vision.all import DataLoaders,image_extensions,is_iter
-from .core import InputError,image_files,need_columns,need_numbers,note,read_table,real_paths
+from .core import InputError,image_files,need_columns,need_numbers,note,one_line,read_table,real_paths
 from .data import checked_table,label_text,named_labels,table_dls
 
 # %% ../nbs/28a_own.ipynb #ac82d23e
@@ -123,22 +124,37 @@ def _check_names(labels):
 
 _yes_no = {**dict.fromkeys(('true','yes','1','1.0'), True), **dict.fromkeys(('false','no','0','0.0'), False)}
 
+def _plain(o): return str(int(o) if isinstance(o, float) and o.is_integer() else o).strip().lower()
+def _has_folds(col):
+    "Whether it holds numbers, and these are no yes and no"
+    found = {*map(_plain, col)}
+    return all(o.isdigit() for o in found) and (bool(found - {'0','1'}) or str(col.name).strip().lower() in _folds)
+
+def _is_fold(col, fold):
+    "Whether each row is of this fold"
+    here = col.map(_plain) == _plain(fold)
+    if not here.any(): raise InputError(f"valid_fold={fold!r}: column {col.name!r} holds {', '.join(sorted({*map(_plain, col)})[:10])}")
+    return here.astype(bool)
+
 def _as_split(col):
     "Whether each row is for validation"
-    text = [str(o).strip().lower() for o in col]
+    if _has_folds(col): raise InputError(f"column {col.name!r} holds folds: valid_fold=0, --valid-fold 0, takes that with number 0 for validation")
+    text = [_plain(o) for o in col]
     told = {o: _yes_no.get(o, _is_valid(o)) for o in dict.fromkeys(text)}
     if bad := [o for o,v in told.items() if v is None]:
         raise InputError(f"column {col.name!r} holds {bad[0]!r}: it says True or False for each image, 1 or 0, or train or valid; leave "
                          "out rows that are neither")
     return pd.Series([told[o] for o in text], col.index, dtype=bool)
 
-_maybe_split = {'split','set','subset','partition','fold','dataset','isvalid','is_val','is_validation','is_train','is_test',*_train,*_valid,*_test}
+_folds = {'fold','folds','kfold','k_fold'}
+_maybe_split = {*_folds, 'split','set','subset','partition','fold','dataset','isvalid','is_val','is_validation','is_train','is_test',*_train,*_valid,*_test}
 
-def _tell_no_split(columns):
-    "A note where the column of the split may have another name, which one of `columns` looks like"
-    if names := [o for o in columns if str(o).strip().lower() in {'is_valid', *_maybe_split}]:
-        note(f"the table has no column 'is_valid', so validation images are drawn at random; if {str(names[0])!r} names them: "
-             f"valid_col={str(names[0])!r}, --valid-col {quote(str(names[0]))}")
+def _tell_no_split(others):
+    "A note where the column of the split may have another name, which one of those in `others` looks like"
+    if names := [o for o in others if str(o).strip().lower() in {'is_valid', *_maybe_split}]:
+        name,folds = str(names[0]),_has_folds(others[names[0]])
+        note(f"the table has no column 'is_valid', so validation images are drawn at random; if {name!r} names them: valid_col={name!r}"
+             f"{', valid_fold=0'*folds}, on the command line --valid-col {quote(name)}{' --valid-fold 0'*folds}")
 
 def _files_of(names, pref, suff):
     "A column of names, each with what comes before and behind it, as in fastai's `ColReader`"
@@ -156,10 +172,10 @@ def _rests(path, name):
         for suff in ('',os.path.splitext(file)[1]):
             if f'/{file}'.endswith(f'/{name}{suff}'): yield file[:len(file)-len(name+suff)],suff
 
-def _check_some_there(path, names, files):
+def _check_some_there(path, column, files):
     "`InputError` where none of some files is there, and all are with something else before and behind their names"
-    some = sorted({*range(0, len(names), max(1, len(names)//20))} - {*names.isna().to_numpy().nonzero()[0]})
-    names,files = ([str(col.iloc[i]) for i in some] for col in (names,files))
+    some = sorted({*range(0, len(column), max(1, len(column)//20))} - {*column.isna().to_numpy().nonzero()[0]})
+    names,files = ([str(col.iloc[i]) for i in some] for col in (column,files))
     if not all(names) or any(os.path.isfile(os.path.join(path, o)) for o in files): return
     fit = lambda rest: all(os.path.isfile(os.path.join(path, f'{rest[0]}{o}{rest[1]}')) for o in names)
     if found := sorted({o for o in _rests(path, names[0]) if fit(o)} if names else ()):
@@ -167,6 +183,9 @@ def _check_some_there(path, names, files):
         typed = ' '.join(f'--{k}={quote(v)}' for k,v in zip(('pref','suff'), found[0]) if v)
         raise InputError(f"{Path(path)/files[0]} is named in the table and not there, {Path(path)/(found[0][0]+names[0]+found[0][1])} is: give "
                          f"{' or '.join(told)}{f' ({typed})'*(len(found) == 1 and typed != '')}")
+    if pd.api.types.is_numeric_dtype(column) and names:
+        raise InputError(f"{Path(path)/files[0]} is named in the table and not there: column {column.name!r} holds numbers, and names such as 00123 have to be "
+                         f"read as text, pd.read_csv(..., dtype={{{column.name!r}:str}})")
 
 def _one_file(path, names):
     "`InputError` for an image that both splits have, by links"
@@ -183,7 +202,7 @@ def _usable(df, path, **kwargs):
     _one_file(path, df)
     return df
 
-_of_tables = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='', suff='') # arguments, and what they are if not given
+_of_tables = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='', suff='', valid_fold=None) # arguments, and what they are if not given
 
 def _check_folder_arguments(source, path, given):
     "`InputError` for arguments that belong to a table"
@@ -210,7 +229,8 @@ def own_table(
     valid_pct:float=.2, # Share of validation images where a split is missing
     seed:int=0, # Seed of the random split
     pref:str|Path='', # What comes before each name in the table, such as 'train/'
-    suff:str='' # What comes behind it, such as '.png'
+    suff:str='', # What comes behind it, such as '.png'
+    valid_fold=None # Of a column with folds, which one is for validation, such as 0
 ) -> tuple[pd.DataFrame,Path]: # Table with columns `path`, `label`, `is_valid` and maybe `true`; its folder
     "The table of a user's own images, and the folder its paths are relative to"
     pref,suff = pref or '',suff or ''
@@ -219,10 +239,11 @@ def own_table(
         source = Path(source)
         if not source.exists(): raise InputError(f"there is no folder or table {source}")
         if source.is_dir():
-            _check_folder_arguments(source, path, dict(fn_col=fn_col, label_col=label_col, valid_col=valid_col, pref=pref, suff=suff))
+            _check_folder_arguments(source, path, dict(fn_col=fn_col, label_col=label_col, valid_col=valid_col, pref=pref, suff=suff, valid_fold=valid_fold))
             return _usable(_folder_table(source, valid_pct, seed), source, check_links=False),source
         source,path = read_table(source, dict.fromkeys((fn_col,label_col,'true'), str)),path or source.parent # 001 and 1 are two classes
-    if bad := [o for o in (fn_col,label_col,valid_col) if not isinstance(o, (str,int))]: raise InputError(f"{bad[0]!r} is no name of a column")
+    if bad := [o for o in (fn_col,label_col,valid_col) if not isinstance(o, (str,int))]:
+        raise InputError(f"{one_line(repr(bad[0]))[:60]} is no name of a column")
     if not isinstance(path, (str,Path,type(None))): raise InputError(f"path={path!r}: give the folder that the paths of the table are relative to")
     source = source.reset_index(drop=True)
     used = [fn_col,label_col,*(o for o in (valid_col,'true') if o in source or o not in ('is_valid','true'))]
@@ -230,12 +251,15 @@ def own_table(
     _check_classes(_as_numbers(source[label_col]) if from_file else source[label_col])
     df = pd.DataFrame(dict(path=_files_of(source[fn_col], pref, suff), label=label_text(source[label_col])))
     _check_names(df.label)
+    if (n := df.label.nunique()) > max(20, .9*len(df)):
+        raise InputError(f"column {label_col!r} has {n} values in {len(df)} rows, too many for classes: label_col, --label-col, names that with the labels")
     if 'true' in source.columns: df['true'] = label_text(source['true'])
-    if valid_col in source.columns: df['is_valid'] = _as_split(source[valid_col])
-    else:
-        _tell_no_split(o for o in source if o not in used)
-        df = _own_split(df, valid_pct, seed)
     _check_some_there(path or '.', source[fn_col], df.path)
+    if valid_col in source.columns: df['is_valid'] = _as_split(source[valid_col]) if valid_fold is None else _is_fold(source[valid_col], valid_fold)
+    elif valid_fold is not None: raise InputError(f"valid_fold={valid_fold!r} needs the column with the folds: valid_col='fold', --valid-col fold")
+    else:
+        _tell_no_split(source[[o for o in source if o not in used]])
+        df = _own_split(df, valid_pct, seed)
     return _usable(df, path or '.'),Path(path or '.')
 
 # %% ../nbs/28a_own.ipynb #b1908c5c
@@ -253,6 +277,7 @@ def _unlabeled_files(unlabeled):
     if gone := [o for o in files if not os.path.isfile(o)]: raise InputError(f"{gone[0]}, of unlabeled=, is not there")
     return [Path(o) for o in files]
 
+@delegates(table_dls, keep=True)
 def own_dls(
     source:str|Path|pd.DataFrame, # A folder, a CSV file or a DataFrame
     size:int=128, # Side of the square images, pixels
@@ -265,10 +290,11 @@ def own_dls(
     split_seed:int=0, # Seed of the random split
     pref:str|Path='', # What comes before each name in the table, such as 'train/'
     suff:str='', # What comes behind it, such as '.png'
+    valid_fold=None, # Of a column with folds, which one is for validation, such as 0
     **kwargs # For `table_dls`
 ) -> DataLoaders: # `dls.unlabeled` holds the files of `unlabeled`
     "Your own images, ready for a Learner"
-    df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed, pref, suff)
+    df,path = own_table(source, path, fn_col, label_col, valid_col, valid_pct, split_seed, pref, suff, valid_fold)
     files = _unlabeled_files(unlabeled)
     real = {*real_paths(files)}
     if n := sum(o in real for o in real_paths(path/o for o in df.path[df.is_valid])) if real else 0:

@@ -16,7 +16,7 @@ from .optim import optimizers
 from .precision import chosen_precision
 
 # %% ../nbs/33_recipe.ipynb #4074c0f4
-options_of_own = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='', suff='', valid_pct=.2, split_seed=0) # of `own_dls`
+options_of_own = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='', suff='', valid_fold=None, valid_pct=.2, split_seed=0) # of `own_dls`
 _all_options = dict(dataset='nette', path=None, noise=None, **options_of_own, size=128, aug='fastai', bad_images='stop',
     arch='xresnet50', pretrained=None, dropout=0., opt='ranger', lr=None, lr_mult=None, sched='one_cycle', warmup=0., warmup_lr=0.,
     epochs=5, epoch_unit='labelled', max_steps=None, bs=64, smoothing=0., mixup=0., robust='none',

@@ -63,6 +63,7 @@ def make_dls(
     "The DataLoaders of a dataset by name"
     build = choose(datasets, dataset, 'dataset')
     if dataset == 'own' and path is None: raise InputError("dataset own needs --path: a folder with images, or a CSV file")
+    if dataset != 'own' and path is not None and Path(path).is_file(): raise InputError(f"{path} is a file: --dataset own reads a table")
     check_noise(dataset, noise)
     return build(path, noise, **kwargs)
 

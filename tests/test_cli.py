@@ -102,7 +102,8 @@ def test_runs_of_before_mixup_and_of_its_numbers(mini, tmp_path):
     assert method_name(old) == 'SESEMI' and method_name({**old, 'config':{**old['config'], 'smoothing':.1}}) == 'label smoothing + SESEMI'
 
 @pytest.mark.parametrize('args,note', [(['--unlabeled','none','--every','2'], 'note: --every changes nothing in this run\n'),
-    (['--unlabeled','none','--turns','one','--weight','.5'], 'note: --weight, --turns change nothing in this run\n'), (['--turns','one'], '')])
+    (['--unlabeled','none','--turns','one','--weight','.5'], 'note: --weight, --turns change nothing in this run\n'), (['--turns','one'], ''),
+    (['--unlabeled','none','--robust','auto'], 'note: --robust changes nothing in this run\n')])
 def test_an_option_that_changes_nothing_is_told(mini, args, note):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, *small, *args)
     told,last = res.stderr[:res.stderr.index('validation accuracy')],res.stderr.splitlines()[-1]
@@ -133,13 +134,14 @@ def test_same_seed_same_record(mini, tmp_path):
     (['--bn','both'], "choose separate or joint"), (['--unlabeled-bs','500'], 'do not fill one batch'), (['--export'], 'needs --out'),
     (['--lr','-1'], 'give a number'), (['--mixup','-1'], 'give 0, or a number from 0.01'), (['--workers','-1'], 'from 0 to'),
     (['--mixup','.4','--robust','fixmatch'], 'fixmatch needs unmixed images: give mixup 0'), (['--features','nowhere'], "no module 'nowhere'"),
-    (['--dataset','own','--path','CSV'], "no column 'label'"), (['--lr','fast'], 'invalid float value')],
+    (['--dataset','own','--path','CSV'], "no column 'label'"), (['--path','CSV'], '--dataset own reads a table'),
+    (['--dataset','own','--path','MINI','--valid-fold','0'], 'belongs to a table'), (['--valid-fold','0'], 'belongs to --dataset own'), (['--lr','fast'], 'invalid float value')],
     ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_wrong_input_is_one_line_and_status_2(mini, tmp_path, args, words):
     (tmp_path/'empty').mkdir()
     (tmp_path/'t.csv').write_text('path,class\na.png,x\n')
     with zipfile.ZipFile(tmp_path/'photos.zip', 'w') as z: z.writestr('a', 'x'); z.writestr('b', 'y')
-    args = [{'EMPTY':tmp_path/'empty', 'CSV':tmp_path/'t.csv', 'ZIP':tmp_path/'photos.zip', 'OUT':tmp_path/'o'}.get(o, o) for o in args]
+    args = [{'EMPTY':tmp_path/'empty', 'CSV':tmp_path/'t.csv', 'ZIP':tmp_path/'photos.zip', 'OUT':tmp_path/'o', 'MINI':mini/'train'}.get(o, o) for o in args]
     res = run('sesemi-train', '--path', mini, *small, *args)
     assert res.returncode == 2 and words in res.stderr and 'Traceback' not in res.stderr
     if 'usage:' not in res.stderr: assert len(res.stderr.strip().splitlines()) == 1 and res.stderr.startswith('sesemi-train: ')

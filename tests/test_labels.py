@@ -96,6 +96,12 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
     shutil.copytree(trained, tmp_path/'run')
     record = json.loads((trained/'record.json').read_text())
     record['history'][-1]['wrong_labels'] = .1
+    chance = max(o['valid'] for o in record['classes'].values())/sum(o['valid'] for o in record['classes'].values())
+    (tmp_path/'run/record.json').write_text(json.dumps({**record, 'accuracy':chance}))
+    res = run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto')
+    assert res.returncode == 2 and 'learned nothing that chance does not explain' in res.stderr and not (tmp_path/'run/corrections.csv').exists()
+    assert 'the list says little' in run('sesemi-labels', tmp_path/'run').stdout
+    record['accuracy'] = .9
     (tmp_path/'run/record.json').write_text(json.dumps(record))
     assert run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto').returncode == 0
     assert len(pd.read_csv(tmp_path/'run/corrections.csv')) == round(.1*len(read_labels(trained)))
@@ -110,6 +116,9 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
     (tmp_path/'run/record.json').write_text(json.dumps(record))
     res = run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto')
     assert res.returncode == 2 and 'took about 80% of the labels to be wrong' in res.stderr
+    (tmp_path/'run/checkpoints').mkdir()
+    res = run('sesemi-labels', tmp_path/'run')
+    assert res.returncode == 2 and 'is not finished: sesemi-train --resume' in res.stderr
 
 @pytest.mark.cell('Suspicious labels', 'nobody reads the output any more, as behind head: a quiet end with status 141')
 def test_written_though_nobody_reads(trained, tmp_path):
