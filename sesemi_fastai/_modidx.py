@@ -379,7 +379,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'sesemi_fastai.cli._show_table': ('cli.html#_show_table', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._tell_idle': ('cli.html#_tell_idle', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._told_briefly': ('cli.html#_told_briefly', 'sesemi_fastai/cli.py'),
-                                   'sesemi_fastai.cli._told_chance': ('cli.html#_told_chance', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._told_estimate': ('cli.html#_told_estimate', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._told_missing': ('cli.html#_told_missing', 'sesemi_fastai/cli.py'),
                                    'sesemi_fastai.cli._told_precision': ('cli.html#_told_precision', 'sesemi_fastai/cli.py'),

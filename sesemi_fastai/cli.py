@@ -245,12 +245,13 @@ def _share_wrong(folder):
     return history[-1].get('wrong_labels') if history else None
 
 def _learned_nothing(folder):
-    "The accuracy in percent, if it may be that of somebody who always says the commonest class; None otherwise"
+    "That the accuracy may be that of somebody who always says the commonest class, in words; None where it is not"
     record = read_record(folder)
     sizes = [v['valid'] for v in record.get('classes', {}).values()]
     if not sum(sizes) or 'accuracy' not in record: return None
     p = max(sizes)/sum(sizes)
-    return 100*record['accuracy'] if record['accuracy'] <= p + 2*(p*(1-p)/sum(sizes))**.5 else None
+    if record['accuracy'] > p + 2*(p*(1-p)/sum(sizes))**.5: return None
+    return f"the run has learned nothing that chance does not explain, {100*record['accuracy']:.1f}% of the validation images are right"
 
 def _number_accepted(accept_top, folder, df):
     "How many suggestions are taken"
@@ -261,8 +262,7 @@ def _number_accepted(accept_top, folder, df):
     if (share := _share_wrong(folder)) is None:
         raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: "
                          "methods auto and forward do; give a number")
-    if (accuracy := _learned_nothing(folder)) is not None:
-        raise InputError(f"the run in {folder} has learned nothing that chance does not explain, {accuracy:.1f}% of the validation images are right: train longer")
+    if nothing := _learned_nothing(folder): raise InputError(f"{nothing}: train longer, or give a number")
     if share > .6:
         raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: "
                          "train longer, or give a number")
@@ -276,11 +276,6 @@ def _told_estimate(folder, df):
     share = _share_wrong(folder)
     return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: "
                                        "a rough estimate, too high after few passes, too low where images are few, wrong labels memorised, or of few classes")
-
-def _told_chance(folder):
-    "That the list is of little use"
-    if (accuracy := _learned_nothing(folder)) is not None:
-        return f"the run has learned nothing that chance does not explain, {accuracy:.1f}% of the validation images are right: the list says little"
 
 def _told_missing(folder, df):
     "That some training images are not listed"
@@ -323,7 +318,8 @@ def sesemi_labels(
         if cleanlab: shown = shown.assign(cleanlab=scores.round(4))
         if n: print(shown.head(n).to_string(index=False))
         precision = _told_precision(df, scores) if truly_wrong(df).any() else None
-        for told in (_told_chance(folder), _told_missing(folder, df), _told_estimate(folder, df), precision, written):
+        nothing = _learned_nothing(folder)
+        for told in (nothing and f'{nothing}: the list says little', _told_missing(folder, df), _told_estimate(folder, df), precision, written):
             if told: print(told)
 
 # %% ../nbs/47_cli.ipynb #f04d3ef1
