@@ -135,7 +135,8 @@ def test_same_seed_same_record(mini, tmp_path):
     (['--lr','-1'], 'give a number'), (['--mixup','-1'], 'give 0, or a number from 0.01'), (['--workers','-1'], 'from 0 to'),
     (['--mixup','.4','--robust','fixmatch'], 'fixmatch needs unmixed images: give mixup 0'), (['--features','nowhere'], "no module 'nowhere'"),
     (['--dataset','own','--path','CSV'], "no column 'label'"), (['--path','CSV'], '--dataset own reads a table'),
-    (['--dataset','own','--path','MINI','--valid-fold','0'], 'belongs to a table'), (['--valid-fold','0'], 'belongs to --dataset own'), (['--lr','fast'], 'invalid float value')],
+    (['--dataset','own','--path','MINI','--valid-fold','0'], 'belongs to a table'),
+    (['--valid-fold','0'], 'belongs to --dataset own'), (['--lr','fast'], 'invalid float value')],
     ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_wrong_input_is_one_line_and_status_2(mini, tmp_path, args, words):
     (tmp_path/'empty').mkdir()
