@@ -887,7 +887,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'sesemi_fastai.own._class_rows': ('own.html#_class_rows', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._files_of': ('own.html#_files_of', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._folder_table': ('own.html#_folder_table', 'sesemi_fastai/own.py'),
-                                   'sesemi_fastai.own._has_folds': ('own.html#_has_folds', 'sesemi_fastai/own.py'),
+                                   'sesemi_fastai.own._folds_of': ('own.html#_folds_of', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._is_fold': ('own.html#_is_fold', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._is_valid': ('own.html#_is_valid', 'sesemi_fastai/own.py'),
                                    'sesemi_fastai.own._one_file': ('own.html#_one_file', 'sesemi_fastai/own.py'),

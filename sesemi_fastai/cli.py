@@ -245,12 +245,13 @@ def _share_wrong(folder):
     return history[-1].get('wrong_labels') if history else None
 
 def _learned_nothing(folder):
-    "That the accuracy may be that of somebody who always says the commonest class, in words; None where it is not"
+    "In words that a run may be as good as somebody who does not look, by all images and class by class; None where it is better"
     record = read_record(folder)
-    sizes = [v['valid'] for v in record.get('classes', {}).values()]
-    if not sum(sizes) or 'accuracy' not in record: return None
-    p = max(sizes)/sum(sizes)
-    if record['accuracy'] > p + 2*(p*(1-p)/sum(sizes))**.5: return None
+    found = pd.DataFrame([o for o in record.get('classes', {}).values() if o['valid']])
+    if len(found) < 2 or record.get('accuracy', 1) == 1: return None
+    n,k,often = found.valid.sum(),len(found),found.valid.max()/found.valid.sum()
+    if record['accuracy'] > often + 2*(often*(1-often)/n)**.5: return None
+    if (found.right/found.valid).mean() > 1/k + 2*(.25/found.valid).sum()**.5/k: return None # the variance of guesses is largest where half of them name a class
     return f"the run has learned nothing that chance does not explain, {100*record['accuracy']:.1f}% of the validation images are right"
 
 def _number_accepted(accept_top, folder, df):
@@ -305,6 +306,8 @@ def sesemi_labels(
 ):
     "Print which training labels look wrong, and write down which suggestions are accepted"
     with one_line_errors():
+        if Path(run, 'checkpoints/args.json').is_file() and read_record(run).get('status') != 'done':
+            raise InputError(f"the run in {run} is not finished: sesemi-train --resume {quote(str(run))} goes on with it")
         df,folder = read_labels(run),Path(run) if Path(run).is_dir() else Path(run).parent
         if n < 0: raise InputError(f"--n {n}: give the number of labels to print")
         if accept is not None and accept_top is not None: raise InputError("--accept and --accept-top both say which suggestions are taken: give one")

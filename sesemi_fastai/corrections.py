@@ -55,7 +55,7 @@ def _checked(fixes, table):
     if len(bad := fixes[~fixes.action.isin(['keep','drop','relabel'])]):
         raise InputError(f"action {bad.action.iloc[0]!r} of {bad.path.iloc[0]} is unknown: choose keep, drop or relabel")
     fixes = fixes[fixes.action != 'keep']
-    if len(bad := fixes.path[fixes.path.duplicated()]): 
+    if len(bad := fixes.path[fixes.path.duplicated()]):
         raise InputError(f"{bad.iloc[0]} stands twice in the corrections: add_corrections(new, 'corrections.csv') adds to what was decided before")
     if len(bad := fixes.path[~fixes.path.isin(table.path)]): raise InputError(f"{bad.iloc[0]} of the corrections is not in the table of images")
     if len(bad := fixes.path[fixes.path.isin(table.path[table.is_valid.astype(bool)])]):

@@ -10,7 +10,6 @@ __all__ = ['margins', 'suspects', 'cleanlab_scores', 'LabelReport', 'suspect_fra
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.special import expit
-from shlex import quote
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model,num_distrib
 from .core import InputError,need_memory,note
@@ -166,8 +165,6 @@ def read_labels(
 ) -> pd.DataFrame: # As `LabelReport.frame`
     "The list that a run has left"
     f = Path(run)/'labels.csv' if Path(run).is_dir() else Path(run)
-    if (f.parent/'checkpoints').is_dir():
-        raise InputError(f"the run in {f.parent} is not finished: sesemi-train --resume {quote(str(f.parent))} goes on with it")
     if not f.is_file(): raise InputError(f"there is no {f}: sesemi-train --out OUT leaves one when it is done, if there is memory enough")
     text = dict.fromkeys(['path','label','suggested','true'], str)
     try: df = pd.read_csv(f, dtype=text, keep_default_na=False, na_values={'score':['']})

@@ -124,21 +124,32 @@ def _check_names(labels):
 
 _yes_no = {**dict.fromkeys(('true','yes','1','1.0'), True), **dict.fromkeys(('false','no','0','0.0'), False)}
 
-def _plain(o): return str(int(o) if isinstance(o, float) and o.is_integer() else o).strip().lower()
-def _has_folds(col):
-    "Whether it holds numbers, and these are no yes and no"
-    found = {*map(_plain, col)}
-    return all(o.isdigit() for o in found) and (bool(found - {'0','1'}) or str(col.name).strip().lower() in _folds)
+_folds = {'fold','folds','kfold','k_fold'}
+
+def _plain(o):
+    "As text, with whole numbers in one form"
+    text = str(o).strip().lower().removesuffix('.0')
+    return str(int(text)) if text.removeprefix('-').isdecimal() else text
+
+def _folds_of(col):
+    "The folds that a column seems to hold, the smallest first; none where it says yes and no, or names splits"
+    found = {*map(_plain, col.dropna())}
+    numbers,named = all(o.removeprefix('-').isdecimal() for o in found),str(col.name).strip().lower() in _folds
+    if not found or not (numbers or named) or not numbers and all(o in _yes_no or _is_valid(o) is not None for o in found): return []
+    if not named and (not found - {'0','1'} or 'valid' in str(col.name).lower()): return []
+    return sorted(found, key=lambda o: (int(o),o) if numbers else (0,o))
 
 def _is_fold(col, fold):
     "Whether each row is of this fold"
     here = col.map(_plain) == _plain(fold)
-    if not here.any(): raise InputError(f"valid_fold={fold!r}: column {col.name!r} holds {', '.join(sorted({*map(_plain, col)})[:10])}")
+    if not here.any(): raise InputError(f"valid_fold={fold!r}: column {col.name!r} holds {', '.join((_folds_of(col) or sorted({*map(_plain, col)}))[:10])}")
+    if (empty := col.isna()).any(): raise InputError(f"row {col.index[empty][0]} has no fold in column {col.name!r}: leave out such rows")
     return here.astype(bool)
 
 def _as_split(col):
     "Whether each row is for validation"
-    if _has_folds(col): raise InputError(f"column {col.name!r} holds folds: valid_fold=0, --valid-fold 0, takes that with number 0 for validation")
+    if folds := _folds_of(col):
+        raise InputError(f"column {col.name!r} holds folds, {', '.join(folds[:10])}: valid_fold, --valid-fold, says which of them is for validation")
     text = [_plain(o) for o in col]
     told = {o: _yes_no.get(o, _is_valid(o)) for o in dict.fromkeys(text)}
     if bad := [o for o,v in told.items() if v is None]:
@@ -146,15 +157,14 @@ def _as_split(col):
                          "out rows that are neither")
     return pd.Series([told[o] for o in text], col.index, dtype=bool)
 
-_folds = {'fold','folds','kfold','k_fold'}
 _maybe_split = {*_folds, 'split','set','subset','partition','fold','dataset','isvalid','is_val','is_validation','is_train','is_test',*_train,*_valid,*_test}
 
 def _tell_no_split(others):
     "A note where the column of the split may have another name, which one of those in `others` looks like"
     if names := [o for o in others if str(o).strip().lower() in {'is_valid', *_maybe_split}]:
-        name,folds = str(names[0]),_has_folds(others[names[0]])
+        name,fold = str(names[0]),(_folds_of(others[[names[0]]].iloc[:,0]) or [''])[0]
         note(f"the table has no column 'is_valid', so validation images are drawn at random; if {name!r} names them: valid_col={name!r}"
-             f"{', valid_fold=0'*folds}, on the command line --valid-col {quote(name)}{' --valid-fold 0'*folds}")
+             f"{f', valid_fold={fold}'*bool(fold)}, on the command line --valid-col {quote(name)}{f' --valid-fold {fold}'*bool(fold)}")
 
 def _files_of(names, pref, suff):
     "A column of names, each with what comes before and behind it, as in fastai's `ColReader`"
@@ -184,8 +194,8 @@ def _check_some_there(path, column, files):
         raise InputError(f"{Path(path)/files[0]} is named in the table and not there, {Path(path)/(found[0][0]+names[0]+found[0][1])} is: give "
                          f"{' or '.join(told)}{f' ({typed})'*(len(found) == 1 and typed != '')}")
     if pd.api.types.is_numeric_dtype(column) and names:
-        raise InputError(f"{Path(path)/files[0]} is named in the table and not there: column {column.name!r} holds numbers, and names such as 00123 have to be "
-                         f"read as text, pd.read_csv(..., dtype={{{column.name!r}:str}})")
+        raise InputError(f"{Path(path)/files[0]} is named in the table and not there: column {column.name!r} holds numbers, and names have to be "
+                         f"read as text, 00123 or 7 as they are, pd.read_csv(..., dtype={{{column.name!r}:str}})")
 
 def _one_file(path, names):
     "`InputError` for an image that both splits have, by links"

@@ -10,6 +10,7 @@ from sesemi_fastai.core import InputError
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.corrections import corrected
 from sesemi_fastai.experiment import train_run
+from sesemi_fastai.cli import _learned_nothing
 from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, margins, read_labels, self_confidence, suspects
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
@@ -117,8 +118,18 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
     res = run('sesemi-labels', tmp_path/'run', '--accept-top', 'auto')
     assert res.returncode == 2 and 'took about 80% of the labels to be wrong' in res.stderr
     (tmp_path/'run/checkpoints').mkdir()
+    assert run('sesemi-labels', tmp_path/'run').returncode == 0 # somebody's own folder
+    (tmp_path/'run/checkpoints/args.json').write_text('{}')
+    (tmp_path/'run/record.json').write_text(json.dumps({**record, 'status':'running'}))
     res = run('sesemi-labels', tmp_path/'run')
     assert res.returncode == 2 and 'is not finished: sesemi-train --resume' in res.stderr
+
+@pytest.mark.parametrize('classes,nothing', [({'a':(95,95),'b':(5,4)}, False), ({'a':(19,19),'b':(1,1)}, False), ({'a':(95,95),'b':(5,0)}, True),
+    ({'a':(50,29),'b':(50,30)}, True), ({'a':(50,31),'b':(50,31)}, False), ({str(i):(8,1) for i in range(10)}, True), ({'a':(50,50)}, False), ({}, False)])
+def test_a_run_as_good_as_chance(tmp_path, classes, nothing):
+    (tmp_path/'record.json').write_text(json.dumps(dict(classes={k:dict(train=9, valid=n, right=r) for k,(n,r) in classes.items()},
+        accuracy=sum(r for _,r in classes.values())/max(1, sum(n for n,_ in classes.values())))))
+    assert bool(_learned_nothing(tmp_path)) == nothing
 
 @pytest.mark.cell('Suspicious labels', 'nobody reads the output any more, as behind head: a quiet end with status 141')
 def test_written_though_nobody_reads(trained, tmp_path):
