@@ -6,6 +6,7 @@ from .store import ImageStore
 from .batches import StoredImageBlock, StoreDL
 from .stream import UnlabeledStream, unlabeled_items, show_rotated_batch
 from .callback import SESEMI
+from .im2col import Im2col
 from .precision import Autocast, best_precision, keep_memory
 from .prefetch import Prefetch
 from .noise import add_label_noise

@@ -8,6 +8,7 @@ __all__ = ['BareStep', 'PublishedLoop', 'Stopwatch', 'LearnerSteps', 'OwnCost', 
 
 # %% ../nbs/41_bench.ipynb #d585888f
 import os,random,subprocess,sys,time
+from contextlib import nullcontext
 from pathlib import Path
 import pandas as pd
 import torch, torch.nn.functional as F
@@ -17,6 +18,7 @@ from .core import InputError,progress
 from .arch import make_model
 from .callback import SESEMI
 from .data import table_dls
+from .im2col import AsProducts
 from .precision import best_precision,keep_memory
 from .prefetch import Prefetch
 from .record import device_info,git_commit,image_sizes,versions
@@ -44,9 +46,10 @@ class BareStep:
         precision:str, # fp32, bf16 or fp16
         device, # Where it runs
         keep:bool=False, # Whether freed memory stays with the process, see `keep_memory`
-        channels_last:bool=False # Memory layout
+        channels_last:bool=False, # Memory layout
+        products:bool=False # Whether convolutions of small maps are matrix products, see `Im2col`
     ):
-        self.keep = keep
+        self.keep,self.around = keep,AsProducts if products else nullcontext
         self.device,self.dtype = torch.device(device),dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net = nn.ModuleList(_two_heads(make_model(arch, 10))).to(self.device, memory_format=layout)
@@ -57,7 +60,7 @@ class BareStep:
     def step(self):
         "One step"
         body,head,rot_head = self.net
-        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None), self.around():
             label,rot = head(body(self.x)),rot_head(body(self.u))
         loss = F.cross_entropy(label.float(), self.y) + F.cross_entropy(rot.float(), self.turns)
         self.opt.zero_grad()
@@ -219,6 +222,8 @@ def best_mode(
     best = best_precision(device)
     return 'fp32, channels-last' if best == 'fp32' and torch.device(device).type == 'cpu' else best
 
+def _on_cpu(): return torch.device(default_device()).type == 'cpu'
+
 _in_one_pass = 'one forward pass' # of labelled and rotated images, whose BatchNorm statistics are then those of both
 
 def contenders(
@@ -241,12 +246,12 @@ def contenders(
         learn.to_precision(precision)
         return learn.add_cb(ChannelsLast()) if mode.endswith('channels-last') else learn
     def sesemi(dls, precision, bn='separate'): return LearnerSteps(learner(dls, precision, SESEMI(bs=bs, bn=bn), Prefetch()), keep=bool(precision))
-    def bare(keep): return BareStep(arch, size, bs, best, device, keep, channels_last=mode != 'fp32')
+    def bare(keep=True, products=_on_cpu()): return BareStep(arch, size, bs, best, device, keep, mode != 'fp32', products)
     stored = dls(store)
     if torch.device(device).type == 'cuda': stored.store.to(device)
     train = df[~df.is_valid]
-    res = {f'bare step, {mode}, memory given back': bare(keep=False)} if torch.device(device).type == 'cpu' else {}
-    res |= {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {mode}': bare(keep=True)}
+    res = {f'bare step, {mode}, memory given back':bare(keep=False), f'bare step, {mode}, no products':bare(products=False)} if _on_cpu() else {}
+    res |= {'bare step, fp32': BareStep(arch, size, bs, 'fp32', device), f'bare step, {mode}': bare()}
     if files:
         decoded = dls()
         names,labels = [str(Path(path)/o) for o in train.path],train.label.astype('category').cat.codes.astype('int64').tolist()
@@ -262,7 +267,6 @@ def contenders(
     return res
 
 # %% ../nbs/41_bench.ipynb #c6aeedaa
-def _on_cpu(): return torch.device(default_device()).type == 'cpu'
 def _turn(runner, n):
     if _on_cpu(): keep_memory(getattr(runner, 'keep', False))
     return runner.run(n)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from fastai.vision.all import L,Learner,MixedPrecision,ChannelsLast,patch,to_float
 from torch.amp import GradScaler
 from .core import InputError
+from .im2col import Im2col
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/20_precision.ipynb #59f544a3
@@ -125,7 +126,8 @@ def to_precision(self:Learner,
     if device.type == 'cpu' and not any(getattr(getattr(o, 'fake_l', o), 'num_workers', 0) for o in self.dls.loaders): keep_memory()
     if chosen == 'bf16' and device.type == 'cpu' and not _cpu_has_bf16():
         warnings.warn("this CPU has no bf16 instructions and trains slower in bf16 than in fp32: precision auto takes what is fast", stacklevel=2)
-    self.remove_cbs([MixedPrecision,ChannelsLast])
+    self.remove_cbs([MixedPrecision,ChannelsLast,Im2col])
+    if device.type == 'cpu': self.add_cb(Im2col())
     if chosen == 'fp32': return self
     if not any(o.ndim > 4 for o in self.model.parameters()): self.add_cb(ChannelsLast())
     return self.add_cb(Autocast(chosen))
