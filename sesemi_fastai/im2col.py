@@ -5,13 +5,31 @@
 # %% auto #0
 __all__ = ['conv2d_im2col', 'AsProducts', 'Im2col']
 
-# %% ../nbs/19a_im2col.ipynb #d21c37c2
+# %% ../nbs/19a_im2col.ipynb #0054dd05
 import torch, torch.nn.functional as F
 from fastai.vision.all import Tensor
 from torch.overrides import TorchFunctionMode
 from .phase import StaysHome,around_next_phase
 
-# %% ../nbs/19a_im2col.ipynb #1b77913d
+# %% ../nbs/19a_im2col.ipynb #8eae7805
+def _met(h, w, kernel, stride):
+    "For each place in the kernel the pixels that it meets, as slices of rows and columns"
+    (kh,kw),(sh,sw) = kernel,stride
+    return [(slice(None),slice(i, i+sh*(h-1)+1, sh),slice(j, j+sw*(w-1)+1, sw)) for i in range(kh) for j in range(kw)]
+
+class _Patches(torch.autograd.Function):
+    "[N,H,W,C] to [N,H',W',kh*kw*C]; backward adds to one map, where autograd would make one for each place in the kernel"
+    @staticmethod
+    def forward(ctx, x, kernel, stride):
+        h,w = ((n-k)//s+1 for n,k,s in zip(x.shape[1:3], kernel, stride))
+        ctx.shape,ctx.met = x.shape,_met(h, w, kernel, stride)
+        return torch.cat([x[o] for o in ctx.met], -1)
+    @staticmethod
+    def backward(ctx, grad):
+        res = grad.new_zeros(ctx.shape)
+        for o,g in zip(ctx.met, grad.split(ctx.shape[-1], -1)): res[o] += g
+        return res,None,None
+
 def conv2d_im2col(
     x:Tensor, # [N,C,H,W]
     weight:Tensor, # [O,C,kh,kw]
@@ -20,14 +38,12 @@ def conv2d_im2col(
     padding:tuple[int,int]=(0,0) # Pixels, of zeros
 ) -> Tensor: # [N,O,H',W'], in channels-last layout
     "A convolution as one matrix product"
-    (ph,pw),(sh,sw),(kh,kw) = padding,stride,weight.shape[2:]
-    x = F.pad(x.permute(0, 2, 3, 1), (0,0,pw,pw,ph,ph))
-    h,w = (x.shape[1]-kh)//sh+1,(x.shape[2]-kw)//sw+1
-    patches = torch.cat([x[:,i:i+sh*(h-1)+1:sh,j:j+sw*(w-1)+1:sw] for i in range(kh) for j in range(kw)], -1)
+    ph,pw = padding
+    patches = _Patches.apply(F.pad(x.permute(0, 2, 3, 1), (0,0,pw,pw,ph,ph)), weight.shape[2:], stride)
     return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
-# %% ../nbs/19a_im2col.ipynb #d658b271
-_most_pixels,_least_channels = 16,256*512 # of the output map; in times out
+# %% ../nbs/19a_im2col.ipynb #d6b16b68
+_most_pixels,_least_channels = 16,256*256 # of the output map; in times out
 
 def _pair(o): return (o,o) if isinstance(o, int) else tuple(o)
 
@@ -36,7 +52,7 @@ def _pays(x, weight, stride, padding, dilation, groups):
     if x.device.type != 'cpu' or x.ndim != 4 or weight.shape[:2].numel() < _least_channels: return False
     if groups != 1 or _pair(dilation) != (1,1) or isinstance(padding, str) or x.dtype not in (torch.float32,torch.bfloat16): return False
     h,w = ((n+2*p-k)//s+1 for n,p,k,s in zip(x.shape[2:], _pair(padding), weight.shape[2:], _pair(stride)))
-    return 0 < h*w <= _most_pixels and min(h, w) > 0 and len(x) > 0
+    return min(h, w, len(x)) > 0 and h*w <= _most_pixels
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "A product where that pays"
@@ -48,7 +64,7 @@ class AsProducts(TorchFunctionMode):
     "Inside, convolutions of small maps with many channels are matrix products"
     def __torch_function__(self, func, types, args=(), kwargs=None): return (_conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
-# %% ../nbs/19a_im2col.ipynb #4d63c898
+# %% ../nbs/19a_im2col.ipynb #f1a0c84e
 class Im2col(StaysHome):
     "Convolutions of small maps with many channels are computed as matrix products, on a CPU"
     def before_epoch(self): around_next_phase(self.learn, AsProducts)
