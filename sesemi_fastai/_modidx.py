@@ -881,6 +881,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sesemi_fastai.optim.FusedRAdam.step': ('optim.html#fusedradam.step', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim.Learner.fit_poly': ('optim.html#learner.fit_poly', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim.OptRecipe': ('optim.html#optrecipe', 'sesemi_fastai/optim.py'),
+                                     'sesemi_fastai.optim._in_order': ('optim.html#_in_order', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim._one_layout': ('optim.html#_one_layout', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim._ranger': ('optim.html#_ranger', 'sesemi_fastai/optim.py'),
                                      'sesemi_fastai.optim._rectification': ('optim.html#_rectification', 'sesemi_fastai/optim.py'),

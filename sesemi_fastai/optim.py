@@ -38,6 +38,10 @@ def _one_layout(*tensors):
     formats = [torch.contiguous_format] + [torch.channels_last]*(tensors[0].ndim == 4)
     return any(all(o.is_contiguous(memory_format=f) for o in tensors) for f in formats)
 
+def _in_order(tensors):
+    "The same memory in its own order: of what lies in channels-last order the kernel makes copies on a CPU"
+    return [o if o.is_contiguous() else o.permute(0, 2, 3, 1) for o in tensors]
+
 class FusedRAdam(Optimizer):
     "fastai's `RAdam`, in PyTorch's fused kernel"
     def __init__(self,
@@ -80,8 +84,8 @@ class FusedRAdam(Optimizer):
         for p in ps:
             for f in self.first: f(p)
         at = torch.full((len(ps),), step-1., device=device)
-        adamw(ps, [p.grad for p in ps], [o['grad_avg'] for o in states], [o['sqr_avg'] for o in states], [], list(at.unbind()), fused=True,
-              amsgrad=False, beta1=mom, beta2=sqr_mom, lr=lr, weight_decay=wd, eps=eps, maximize=False)
+        there = ps,[p.grad for p in ps],[o['grad_avg'] for o in states],[o['sqr_avg'] for o in states]
+        adamw(*map(_in_order, there), [], list(at.unbind()), fused=True, amsgrad=False, beta1=mom, beta2=sqr_mom, lr=lr, weight_decay=wd, eps=eps, maximize=False)
         for p,o in zip(ps, states): self.state[p] = {**o, 'step':step}
 
 def _ranger(params, lr, first, mom=.95, wd=.01, eps=1e-6, k=6, alpha=.5, **kwargs):
