@@ -623,6 +623,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sesemi_fastai.im2col.AsProducts.__torch_function__': ( 'im2col.html#asproducts.__torch_function__',
                                                                                               'sesemi_fastai/im2col.py'),
                                       'sesemi_fastai.im2col.Im2col': ('im2col.html#im2col', 'sesemi_fastai/im2col.py'),
+                                      'sesemi_fastai.im2col.Im2col.__init__': ('im2col.html#im2col.__init__', 'sesemi_fastai/im2col.py'),
                                       'sesemi_fastai.im2col.Im2col.after_train': ( 'im2col.html#im2col.after_train',
                                                                                    'sesemi_fastai/im2col.py'),
                                       'sesemi_fastai.im2col.Im2col.before_epoch': ( 'im2col.html#im2col.before_epoch',

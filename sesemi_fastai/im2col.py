@@ -67,5 +67,6 @@ class AsProducts(TorchFunctionMode):
 # %% ../nbs/19a_im2col.ipynb #f1a0c84e
 class Im2col(StaysHome):
     "Convolutions of small maps with many channels are computed as matrix products, on a CPU"
+    def __init__(self): pass # no settings
     def before_epoch(self): around_next_phase(self.learn, AsProducts)
     def after_train(self): around_next_phase(self.learn, AsProducts)

@@ -10,6 +10,7 @@ from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger
                                get_image_files, parent_label)
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, checkpoint_files
+from sesemi_fastai.im2col import Im2col
 from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.precision import Autocast
@@ -96,6 +97,61 @@ def test_memory_stays_on_a_cpu(make_learn, monkeypatch, precision):
     learn.dls.train.fake_l.num_workers,learn.dls.device = 0,torch.device('meta') # any other than a CPU
     learn.to_precision(precision)
     assert asked == [precision]
+
+def _wide_model(): # two by two pixels with 256 channels, of images of 32
+    return nn.Sequential(nn.Conv2d(3, 256, 16, 16), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1), nn.BatchNorm2d(256), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 3))
+
+@pytest.fixture
+def products(monkeypatch):
+    "Sizes of the batches whose convolutions are products, where `conv2d_im2col` works as it does"
+    import sesemi_fastai.im2col as m
+    seen,plain = [],m.conv2d_im2col
+    monkeypatch.setattr(m, 'conv2d_im2col', lambda x, *args: seen.append(len(x)) or plain(x, *args))
+    return seen
+
+@pytest.mark.cell('Precision', 'convolutions of small maps as products on a CPU: the same training up to rounding, in both batches and in validation')
+@pytest.mark.parametrize('bn', ['separate','joint'])
+def test_convolutions_of_small_maps_are_products(make_learn, products, bn):
+    def learn(precision=None):
+        torch.manual_seed(0)
+        res = make_learn(model=_wide_model(), cbs=SESEMI(bn=bn, bs=2, features='5'), opt_func=SGD, lr=1e-2)
+        return fit(res.to_precision(precision) if precision else res, 2)
+    plain = learn()
+    assert not products
+    fast = learn('fp32')
+    assert {*products} == ({4,8,16} if bn == 'joint' else {4,8}) # the last batch of validation has four
+    for a,b in zip(plain.model.parameters(), fast.model.parameters()): assert torch.allclose(a, b, atol=1e-4)
+    del products[:]
+    fast.get_preds(); fast.validate(); fast.lr_find(show_plot=False, num_it=3)
+    assert products and traces(fast) == CLEAN
+    fast.export('e.pkl')
+    assert b'sesemi_fastai' not in (fast.path/'e.pkl').read_bytes()
+    del products[:]
+    fast.remove_cb(Im2col)
+    assert not products and len(fit(fast).to_precision('bf16').to_precision('fp32').cbs.filter(lambda o: isinstance(o, Im2col))) == 1 and not products
+
+@pytest.mark.cell('Interruption', 'convolutions are PyTorch\'s again after Ctrl-C and errors in the forward pass')
+@pytest.mark.parametrize('precision', ['fp32','bf16'])
+@pytest.mark.parametrize('phase', ['train','valid'])
+def test_products_end_with_the_phase(make_learn, products, phase, precision):
+    learn = make_learn(model=_wide_model(), cbs=SESEMI(features='5')).to_precision(precision)
+    def boom(m, args):
+        if m.training == (phase == 'train'): raise KeyboardInterrupt
+    h = learn.model[6].register_forward_pre_hook(boom)
+    with pytest.raises(KeyboardInterrupt): fit(learn)
+    h.remove()
+    assert products
+    del products[:]
+    learn.model(torch.randn(2,3,32,32))
+    assert not products
+    fit(learn)
+    assert products and traces(learn) == CLEAN
+
+def test_a_gpu_computes_no_products(make_learn):
+    learn = make_learn()
+    learn.dls.device = torch.device('meta') # any other than a CPU
+    assert not learn.to_precision('fp32').cbs.filter(lambda o: isinstance(o, Im2col))
 
 def _autocast_is_left(learn, phase, device):
     def boom(m, args):
