@@ -18,7 +18,7 @@ from .core import InputError,progress
 from .arch import make_model
 from .callback import SESEMI
 from .data import table_dls
-from .im2col import AsProducts
+from .im2col import as_products
 from .precision import best_precision,keep_memory
 from .prefetch import Prefetch
 from .record import device_info,git_commit,image_sizes,versions
@@ -49,7 +49,7 @@ class BareStep:
         channels_last:bool=False, # Memory layout
         products:bool=False # Whether convolutions of small maps are matrix products, see `Im2col`
     ):
-        self.keep,self.around = keep,AsProducts if products else nullcontext
+        self.keep,self.around = keep,as_products if products else nullcontext
         self.device,self.dtype = torch.device(device),dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net = nn.ModuleList(_two_heads(make_model(arch, 10))).to(self.device, memory_format=layout)

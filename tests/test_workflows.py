@@ -4,7 +4,7 @@ import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from torch import nn
-from fastai.vision.all import (Callback, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, DataLoader, DataLoaders,
+from fastai.vision.all import (Callback, ChannelsLast, ClassificationInterpretation, CSVLogger, CategoryBlock, DataBlock, DataLoader, DataLoaders,
     EarlyStoppingCallback, GradientAccumulation, GradientClip, ImageBlock,
                                LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, RandomSplitter, Resize, SGD, TensorBase, accuracy,
                                get_image_files, parent_label)
@@ -100,7 +100,7 @@ def test_memory_stays_on_a_cpu(make_learn, monkeypatch, precision):
 
 def _wide_model(): # two by two pixels with 256 channels, of images of 32
     return nn.Sequential(nn.Conv2d(3, 256, 16, 16), nn.BatchNorm2d(256), nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1), nn.BatchNorm2d(256), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 3))
+                         nn.Flatten(), nn.Linear(1024, 3))
 
 @pytest.fixture
 def products(monkeypatch):
@@ -115,16 +115,17 @@ def products(monkeypatch):
 def test_convolutions_of_small_maps_are_products(make_learn, products, bn):
     def learn(precision=None):
         torch.manual_seed(0)
-        res = make_learn(model=_wide_model(), cbs=SESEMI(bn=bn, bs=2, features='5'), opt_func=SGD, lr=1e-2)
-        return fit(res.to_precision(precision) if precision else res, 2)
+        res = make_learn(model=_wide_model(), cbs=[SESEMI(bn=bn, bs=2, features='5'), ChannelsLast()], opt_func=SGD, lr=1e-2)
+        return fit(res.to_precision(precision).add_cb(ChannelsLast()) if precision else res, 2)
     plain = learn()
     assert not products
     fast = learn('fp32')
     assert {*products} == ({4,8,16} if bn == 'joint' else {4,8}) # the last batch of validation has four
-    for a,b in zip(plain.model.parameters(), fast.model.parameters()): assert torch.allclose(a, b, atol=1e-4)
-    del products[:]
-    fast.get_preds(); fast.validate(); fast.lr_find(show_plot=False, num_it=3)
-    assert products and traces(fast) == CLEAN
+    for a,b in zip(plain.model.parameters(), fast.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
+    for evaluate in (fast.get_preds, fast.validate, lambda: fast.lr_find(show_plot=False, num_it=3), fast.tta):
+        del products[:]
+        evaluate()
+        assert products and traces(fast) == CLEAN
     fast.export('e.pkl')
     assert b'sesemi_fastai' not in (fast.path/'e.pkl').read_bytes()
     del products[:]
@@ -136,17 +137,34 @@ def test_convolutions_of_small_maps_are_products(make_learn, products, bn):
 @pytest.mark.parametrize('phase', ['train','valid'])
 def test_products_end_with_the_phase(make_learn, products, phase, precision):
     learn = make_learn(model=_wide_model(), cbs=SESEMI(features='5')).to_precision(precision)
+    if precision == 'fp32': learn.add_cb(ChannelsLast())
     def boom(m, args):
         if m.training == (phase == 'train'): raise KeyboardInterrupt
     h = learn.model[6].register_forward_pre_hook(boom)
     with pytest.raises(KeyboardInterrupt): fit(learn)
     h.remove()
-    assert products
+    assert products and torch.nn.functional.conv2d is torch.conv2d
     del products[:]
     learn.model(torch.randn(2,3,32,32))
     assert not products
     fit(learn)
     assert products and traces(learn) == CLEAN
+
+def test_products_with_activations_that_are_computed_again(make_learn, products):
+    class Again(nn.Sequential):
+        def forward(self, x): return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+    def trained(again):
+        torch.manual_seed(0)
+        model = _wide_model()
+        learn = make_learn(model=nn.Sequential(again(*model[:6]), *model[6:])).to_precision('fp32')
+        return fit(learn.add_cb(ChannelsLast())).model.state_dict()
+    plain,n = trained(nn.Sequential),len(products)
+    again = trained(Again)
+    assert n < len(products)-n and all(torch.allclose(again[k], v, atol=1e-5) for k,v in plain.items() if 'running' not in k and 'num' not in k)
+
+def test_products_leave_a_contiguous_network_alone(make_learn, products):
+    fit(make_learn(model=_wide_model()).to_precision('fp32'))
+    assert not products
 
 def test_a_gpu_computes_no_products(make_learn):
     learn = make_learn()
