@@ -85,7 +85,8 @@ class FusedRAdam(Optimizer):
             for f in self.first: f(p)
         at = torch.full((len(ps),), step-1., device=device)
         there = ps,[p.grad for p in ps],[o['grad_avg'] for o in states],[o['sqr_avg'] for o in states]
-        adamw(*map(_in_order, there), [], list(at.unbind()), fused=True, amsgrad=False, beta1=mom, beta2=sqr_mom, lr=lr, weight_decay=wd, eps=eps, maximize=False)
+        adamw(*map(_in_order, there), [], list(at.unbind()), fused=True,
+              amsgrad=False, beta1=mom, beta2=sqr_mom, lr=lr, weight_decay=wd, eps=eps, maximize=False)
         for p,o in zip(ps, states): self.state[p] = {**o, 'step':step}
 
 def _ranger(params, lr, first, mom=.95, wd=.01, eps=1e-6, k=6, alpha=.5, **kwargs):
