@@ -37,6 +37,7 @@ from .weights import export_weights
 from .loggers import wandb_callback
 from .scan import scan_images
 from .record import read_records
+from .trust import learned_nothing, number_wrong, share_wrong
 from .experiment import train_run, resume_run
 from .study import comparison, run_missing, read_study, study_records
 from .table import result_table, conditions, paired_difference, confidence_interval, against_plain, published_results

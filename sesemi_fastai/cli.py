@@ -55,6 +55,7 @@ from .scale import plot_scale,scale_record
 from .scan import scan_images
 from .stream import show_rotated_batch
 from .tree import write_noisy_tree
+from .trust import learned_nothing,number_wrong,share_wrong
 _loading.cancel()
 
 _again = 'the same command goes on where this one stopped'
@@ -239,42 +240,16 @@ def _told_precision(df, cleanlab):
     told = ', '.join(f'{k} {average_precision(df, v):.4f}' for k,v in ranks.items())
     return f"average precision against the true labels, {100*wrong:.1f}% of which differ: {told}"
 
-def _share_wrong(folder):
-    "The share of labels that the training itself took to be wrong; None where its method makes no estimate"
-    history = read_record(folder).get('history')
-    return history[-1].get('wrong_labels') if history else None
-
-def _learned_nothing(folder):
-    "In words that a run may be as good as somebody who does not look, by all images and class by class; None where it is better"
-    record = read_record(folder)
-    found = pd.DataFrame([o for o in record.get('classes', {}).values() if o['valid']])
-    if len(found) < 2 or record.get('accuracy', 1) == 1: return None
-    n,k,often = found.valid.sum(),len(found),found.valid.max()/found.valid.sum()
-    if record['accuracy'] > often + 2*(often*(1-often)/n)**.5: return None
-    if (found.right/found.valid).mean() > 1/k + 2*(.25/found.valid).sum()**.5/k: return None # the variance of guesses is largest where half of them name a class
-    return f"the run has learned nothing that chance does not explain, {100*record['accuracy']:.1f}% of the validation images are right"
-
 def _number_accepted(accept_top, folder, df):
     "How many suggestions are taken"
     if accept_top is None: return None
-    if accept_top != 'auto':
-        try: return int(str(accept_top))
-        except ValueError: raise InputError(f"--accept-top {accept_top}: give a whole number, or auto") from None
-    if (share := _share_wrong(folder)) is None:
-        raise InputError(f"--accept-top auto takes as many as the training took to be wrong, and the run in {folder} made no estimate: "
-                         "methods auto and forward do; give a number")
-    if nothing := _learned_nothing(folder): raise InputError(f"{nothing}: train longer, or give a number")
-    if share > .6:
-        raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: "
-                         "train longer, or give a number")
-    if not (n := round(share*len(df))):
-        raise InputError("the training took no label to be wrong, as it also does where images are few or wrong labels memorised: look at the list, "
-                         "and give a number")
-    return n
+    if accept_top == 'auto': return number_wrong(folder, len(df))
+    try: return int(str(accept_top))
+    except ValueError: raise InputError(f"--accept-top {accept_top}: give a whole number, or auto") from None
 
 def _told_estimate(folder, df):
     "How many labels the training itself took to be wrong, where its method makes an estimate"
-    share = _share_wrong(folder)
+    share = share_wrong(folder)
     return None if share is None else (f"the training took about {100*share:.0f}% of the labels to be wrong, {share*len(df):,.0f} of {len(df):,}: "
                                        "a rough estimate, too high after few passes, too low where images are few, wrong labels memorised, or of few classes")
 
@@ -321,7 +296,7 @@ def sesemi_labels(
         if cleanlab: shown = shown.assign(cleanlab=scores.round(4))
         if n: print(shown.head(n).to_string(index=False))
         precision = _told_precision(df, scores) if truly_wrong(df).any() else None
-        nothing = _learned_nothing(folder)
+        nothing = learned_nothing(folder)
         for told in (nothing and f'{nothing}: the list says little', _told_missing(folder, df), _told_estimate(folder, df), precision, written):
             if told: print(told)
 

@@ -20,6 +20,7 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                weights=['core'], noise=['core'], scan=['core'], augment=['core','plans'], corrections=['core','items'], cleaner=['core','corrections'],
                data=['augment','batches','core','corrections','scan','store'], own=['core','data'], tree=['core','data'], mini=['core','noise','data'],
                optim=['core'], arch=['core','weights'], recipe=['core','optim','precision'], record=['core','phase','recipe'],
+               trust=['core','predictions','record'],
                folder=['checkpoint','core','recipe','record'],
                predictions=['core','distributed','items','phase'],
                setup=['arch','callback','core','data','labels','memory','methods','mini','optim','own','precision','predictions','prefetch',
@@ -32,7 +33,7 @@ allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'],
                scale=['arch','bench','callback','core','data','precision','record','stream'], table=['core','recipe'], curves=['core','recipe','table'],
                classes=['curves','recipe','table'], page=['classes','core','curves','labels','predictions','recipe','table'], loggers=['core'], ending=['core'],
                cli=['bench','checks','cluster','core','corrections','curves','data','ending','experiment','folder','labels','mini','page','recipe',
-               'record','scale','scan','setup','stream','study','table','tree'])
+               'record','scale','scan','setup','stream','study','table','tree','trust'])
 
 def imports(fname):
     "Modules of this package that a module imports, anywhere in it"

@@ -10,7 +10,7 @@ from sesemi_fastai.core import InputError
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.corrections import corrected
 from sesemi_fastai.experiment import train_run
-from sesemi_fastai.cli import _learned_nothing
+from sesemi_fastai.trust import learned_nothing
 from sesemi_fastai.labels import LabelReport, average_precision, cleanlab_of, margins, read_labels, self_confidence, suspects
 from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
@@ -129,7 +129,7 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
 def test_a_run_as_good_as_chance(tmp_path, classes, nothing):
     (tmp_path/'record.json').write_text(json.dumps(dict(classes={k:dict(train=9, valid=n, right=r) for k,(n,r) in classes.items()},
         accuracy=sum(r for _,r in classes.values())/max(1, sum(n for n,_ in classes.values())))))
-    assert bool(_learned_nothing(tmp_path)) == nothing
+    assert bool(learned_nothing(tmp_path)) == nothing
 
 @pytest.mark.cell('Suspicious labels', 'nobody reads the output any more, as behind head: a quiet end with status 141')
 def test_written_though_nobody_reads(trained, tmp_path):
