@@ -23,7 +23,7 @@ def accepted(
     need_numbers(threshold=threshold)
     if not 0 <= threshold <= 1: raise InputError(f"{threshold:g}: give a score from 0 to 1")
     if 'path' not in df: raise InputError("the list does not say which image is which: it has no column 'path'")
-    if top == 'auto': raise InputError("top='auto' is of the command line: top=number_wrong(learn), or number_wrong(RUN), is as many as the training took to be wrong")
+    if top == 'auto': raise InputError("top='auto' is of the command line; here top=number_wrong(learn), or number_wrong(RUN), takes as many")
     if top is not None: need_numbers(whole=True, top=top)
     if top is not None and not 0 <= top <= len(df): raise InputError(f"{top}: give a number of labels from 0 to the {len(df)} of the list")
     df = df.sort_values('score', ascending=False, kind='stable').drop_duplicates('path') # an image that stands in the table several times is judged once

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.xtras import ContextManagers
 from fastai.vision.all import num_distrib,rank_distrib,trainable_params
 from .arch import make_model
-from .core import InputError,RunStopped,atomic_path,note,one_line,read_table,write_text
+from .core import InputError,RunStopped,atomic_path,int_or_text,note,one_line,read_table,write_text
 from .checkpoint import Checkpoint,FiniteLoss,latest_checkpoint
 from .checks import check_options,check_types
 from .corrections import add_corrections,read_corrections
@@ -133,7 +133,7 @@ def train_run(
     fn_col:str=None, # own, a table: its column with the image files [path]
     label_col:str=None, # own, a table: its column with the labels [label]
     valid_col:str=None, # own, a table: its column that says which images are for validation [is_valid]
-    valid_fold:int=None, # own, a table: of a column with folds the number of that for validation
+    valid_fold:int_or_text=None, # own, a table: of a column with folds the number, or the name, of that for validation
     pref:str=None, # own, a table: what comes before each name in it, such as train/ []
     suff:str=None, # own, a table: what comes behind it, such as .jpg []
     valid_pct:float=None, # own: share of the random validation images where the data have no split [0.2]

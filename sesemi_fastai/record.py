@@ -24,9 +24,15 @@ def _cpu_name():
     except OSError: return platform.processor()
     return next((o.split(':')[1].strip() for o in lines if o.startswith('model name')), platform.machine())
 
+def _cpu_units():
+    "What a CPU computes with: vectors, and what makes bf16 fast where it has that"
+    has = torch.cpu.get_capabilities()
+    bf16 = next((v for k,v in dict(amx_bf16='AMX', avx512_bf16='BF16', bf16='BF16').items() if has.get(k)), None)
+    return ', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(),bf16)))
+
 def device_info() -> dict: # Name, CPU cores, threads in use, processes of the run
     "The device that training uses"
-    name = torch.cuda.get_device_name() if torch.device(default_device()).type == 'cuda' else f'{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
+    name = torch.cuda.get_device_name() if torch.device(default_device()).type == 'cuda' else f'{_cpu_name()} ({_cpu_units()})'
     return dict(device=name, cores=os.cpu_count(), threads=torch.get_num_threads(), processes=max(1, num_distrib()))
 
 def _version(package):

@@ -264,8 +264,9 @@ def test_a_table_with_names_of_its_own(mini, tmp_path):
     assert 'fn_col, label_col and valid_col name' in run(*own, tmp_path/'dogs/labels.csv').stderr
     columns = ['--fn-col', 'id', '--label-col', 'breed', '--valid-col', 'part']
     assert '--pref=train/ --suff=.JPEG' in run(*own, tmp_path/'dogs/labels.csv', *columns).stderr
+    assert 'holds train, valid' in run(*own, tmp_path/'dogs/labels.csv', *columns, '--pref', 'train/', '--suff', '.JPEG', '--valid-fold', 'f9').stderr
     assert 'valid_pct=2' in run(*own, tmp_path/'dogs/labels.csv', *columns, '--valid-pct', 2).stderr
-    one = last(run(*own, tmp_path/'dogs/labels.csv', *columns, '--pref', 'train/', '--suff', '.JPEG', '--out', tmp_path/'runs/one'))
+    one = last(run(*own, tmp_path/'dogs/labels.csv', *columns, '--pref', 'train/', '--suff', '.JPEG', '--valid-fold', 'valid', '--out', tmp_path/'runs/one'))
     two = last(run(*own, tmp_path/'dogs/usual.csv', '--out', tmp_path/'runs/two'))
     one_epoch,other = ({k:v for k,v in o['history'][0].items() if k != 'seconds'} for o in (one,two))
     assert one_epoch == other
