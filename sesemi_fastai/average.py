@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fastai.vision.all import Lookahead,get_model
 from .core import InputError,need_numbers
-from .phase import StaysHome,around_next_phase
+from .phase import StaysHome,around_next_phase,need_only_one
 
 # %% ../nbs/14_average.ipynb #f28b0e12
 class EMA(StaysHome):
@@ -29,6 +29,7 @@ class EMA(StaysHome):
 
     def before_fit(self):
         if self.passive: return
+        need_only_one(self)
         if self.own is not None: self._forget_slow_weights() # a fit before was left without an event, as by Ctrl-C
         self.average,self.own,self.steps = None,None,0
 

@@ -14,13 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
 from fastai.vision.all import CancelEpochException,CancelFitException,DataLoader,Datasets,GradientAccumulation,Lookahead
-from fastai.vision.all import OptimWrapper,get_model,num_distrib,risinstance
+from fastai.vision.all import OptimWrapper,get_model,num_distrib
 from .core import InputError,need_a_batch,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
 from .stream import UnlabeledStream,is_transductive,sees_validation
 from .columns import TrainingColumns
-from .phase import around_next_phase
+from .phase import around_next_phase,need_only_one
 from .distributed import from_first_rank,mean_gradients,mean_over_ranks
 
 # %% ../nbs/09_callback.ipynb #6aebd6a8
@@ -164,8 +164,7 @@ class SESEMI(TrainingColumns):
         if self.rot_only and self.rot_only >= self.n_epoch:
             raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} "
                              "epochs; fine_tune makes two fits, the first of freeze_epochs")
-        if len(self.learn.cbs.filter(risinstance(SESEMI))) > 1:
-            raise InputError("the Learner has more than one SESEMI: leave out that of Learner(cbs=) or that of fit(cbs=)")
+        need_only_one(self)
         self._n_images,self._steps = 0,0
         self.show_columns()
 

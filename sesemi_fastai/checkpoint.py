@@ -15,6 +15,7 @@ from fastai.vision.all import (EarlyStoppingCallback,L,Optimizer,TrackerCallback
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,make_folder,need_numbers,one_line
 from .distributed import gathered,plain_dl,states_for_here
+from .items import class_names,some_labels
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/21_checkpoint.ipynb #42863ca7
@@ -124,6 +125,12 @@ def _digest(ds):
     else: return ''
     return f' [{int(pd.util.hash_pandas_object(rows).sum())%10**8}]'
 
+def _told_labels(dls):
+    "Of the training labels: some digits that tell them and the order of the classes from others; None where they are no classes"
+    labels = some_labels(dls.train_ds)
+    if labels is None: return None
+    return f"{len(class_names(dls))} classes [{int(pd.util.hash_array(np.array([str(class_names(dls)),str(labels)], object)).sum())%10**8}]"
+
 def _finite(model): return all(o.isfinite().all() for o in model.state_dict().values() if o.is_floating_point())
 
 def _order(dl):
@@ -182,7 +189,10 @@ class Checkpoint(StaysHome):
         own,finite = gathered(self._own_state()),all(gathered(_finite(get_model(self.learn.model)))) # asked of all before one of them leaves
         if rank_distrib(): return
         if not finite: return print(f"no checkpoint of epoch {self.epoch+1}: some weights are not finite", file=sys.stderr)
-        write_checkpoint({**self._shared_state(), 'ranks':own, 'ended':ended}, self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth')
+        fname,stale = self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth',checkpoint_files(self.folder, self.n_fit) if self._anew else []
+        write_checkpoint({**self._shared_state(), 'ranks':own, 'ended':ended}, fname)
+        for old in stale: old.unlink() if old != fname else None # of an earlier attempt at this fit, which may have come further
+        self._anew = False
         for old in checkpoint_files(self.folder, self.n_fit)[self.keep:]: old.unlink()
 
     def _shared_state(self):
@@ -212,7 +222,7 @@ class Checkpoint(StaysHome):
         if self.n_fit == 1 and not self.resume and checkpoint_files(self.folder):
             raise InputError(f"{self.folder} holds checkpoints of an earlier run: go on with resume=True, or choose another folder")
         self._state = latest_checkpoint(self.folder, self.config, self.n_fit) if self.resume else None
-        self.start,self._fit = 0,self._fit_of()
+        self.start,self._fit,self._anew = 0,self._fit_of(),not self._state
         if self._state: self.start = self.n_epoch if self._state.get('ended') else self._state['epoch']
         self._written = self.start
         if self.start < self.n_epoch and not rank_distrib(): self._need_folder()
@@ -231,6 +241,7 @@ class Checkpoint(StaysHome):
         "By what another fit is known that has as many epochs"
         sets = {k:getattr(self.dls, f'{k}_ds', None) for k in ('train','valid')}
         data = {k:f'{len(ds)} images{_digest(ds)}' for k,ds in sets.items() if hasattr(ds, '__len__')}
+        if (labels := _told_labels(self.dls)) is not None: data['labels'] = labels
         planned = [cb.scheds['lr'](.25) for cb in self.learn.cbs if 'lr' in getattr(cb, 'scheds', ())] or [o['lr'] for o in self.opt.hypers]
         rates = ', '.join(dict.fromkeys(f'{v:.6g}' for o in planned for v in np.atleast_1d(o)))
         return dict(lr=rates, callbacks=', '.join(sorted(_stateful(self.learn))), **data, network=_told_network(get_model(self.learn.model)),
@@ -244,7 +255,9 @@ class Checkpoint(StaysHome):
         if len(state['ranks']) != max(1, num_distrib()): raise InputError(f"the run had {len(state['ranks'])} processes, now there are {max(1, num_distrib())}")
         get_model(self.learn.model).load_state_dict(state['model'])
         self.opt.load_state_dict(_on(state['opt'], next(self.learn.model.parameters()).device))
-        if state['scaler']: self.learn.scaler.load_state_dict(state['scaler'])
+        if state['scaler']:
+            if not hasattr(self.learn, 'scaler'): raise InputError("the checkpoint is of a fit in fp16, with a scaler: give this Learner to_fp16() as well")
+            self.learn.scaler.load_state_dict(state['scaler'])
         own = state['ranks'][rank_distrib()]['callbacks']
         for nm,cb in _stateful(self.learn).items():
             if nm in own: cb.load_state_dict(own[nm])
@@ -286,7 +299,9 @@ class Checkpoint(StaysHome):
         self._state = None
 
     def _restore_waiting(self, waiting):
-        if not waiting: return
+        if not waiting:
+            for p in self.learn.model.parameters(): p.grad = None # of a step that was interrupted
+            return
         self.learn.gradient_accumulation.count = waiting['count']
         for p,g in zip(self.learn.model.parameters(), waiting['grads']): p.grad = None if g is None else g.to(p.device)
 

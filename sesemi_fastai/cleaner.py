@@ -49,7 +49,8 @@ class LabelCleaner:
         self._back.on_click(lambda _: self.show(self.page-1))
         self._next.on_click(lambda _: self.show(self.page+1))
         self.widget = VBox([HBox([self._back,self._next,self._told]), self._images.widget])
-        self.show(0)
+        try: self.show(0)
+        except NameError: raise InputError("LabelCleaner is a widget, for a notebook") from None # `display`, which only a notebook has
 
     def _read(self):
         "What stands in the file, if there is one"

@@ -153,7 +153,8 @@ def need_columns(
     cols, # Names of columns
     what:str # What the table is called in the error
 ):
-    "`InputError` where a column is missing, or there twice"
+    "`InputError` where a column is missing, or there twice, or where there is no table at all"
+    if not isinstance(df, pd.DataFrame): raise InputError(f"{what} is a {type(df).__name__}: a DataFrame with columns {', '.join(map(str, cols))} is needed")
     if missing := [c for c in cols if c not in df.columns]:
         raise InputError(f"{what} has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}{_other_separator(df)}")
     if twice := [c for c in cols if (df.columns == c).sum() > 1]: raise InputError(f"{what} has column {twice[0]!r} there twice: leave one out")

@@ -21,8 +21,8 @@ def accepted(
     "Take the suggestions whose score is at least `threshold`, or the `top` ones"
     if action not in ('drop','relabel'): raise InputError(f"action {action!r} is unknown: choose drop or relabel")
     need_numbers(threshold=threshold)
-    if not 0 <= threshold <= 1: raise InputError(f"{threshold:g}: give a score from 0 to 1")
-    if 'path' not in df: raise InputError("the list does not say which image is which: it has no column 'path'")
+    if not 0 <= threshold <= 1: raise InputError(f"{threshold:g} is no score, which are from 0 to 1; top=, --accept-top, takes so many")
+    need_columns(df, ['path','suggested','score'], 'the list')
     if top == 'auto': raise InputError("top='auto' is of the command line; here top=number_wrong(learn), or number_wrong(RUN), takes as many")
     if top is not None: need_numbers(whole=True, top=top)
     if top is not None and not 0 <= top <= len(df): raise InputError(f"{top}: give a number of labels from 0 to the {len(df)} of the list")

@@ -10,6 +10,7 @@ __all__ = ['noise_levels', 'wordnet_names', 'label_text', 'leaves_folder', 'chec
 # %% ../nbs/28_data.ipynb #56a8dee3
 import os
 import pandas as pd
+from difflib import get_close_matches
 from functools import cache
 from inspect import signature
 from itertools import islice,product
@@ -207,7 +208,9 @@ def _check_builder(size, bs, seed, min_scale, kwargs):
     known = {k for o in (DataBlock.dataloaders, Datasets.dataloaders, TfmdDL) for k in signature(o).parameters}
     known -= {'source','dataset','after_item','before_batch','after_batch'}
     if unknown := [k for k in kwargs if k not in known]:
-        raise InputError(f"argument {unknown[0]!r} is unknown: the builders take those of fastai's DataLoaders besides their own; for "
+        like = get_close_matches(unknown[0], [*known, *signature(table_dls).parameters], 1)
+        raise InputError(f"argument {unknown[0]!r} is unknown{f', {like[0]!r} is not' if like else ''}: the builders take those of fastai's DataLoaders "
+                         "besides their own; for "
                          "other transforms or splits change the DataBlock of table_block")
 
 def _as_decided(df, fixes, path):
@@ -244,7 +247,7 @@ def table_dls(
     df,unlabeled = checked_table(df, path, check_links=False, repeats=True),list(unlabeled)
     whole = df
     if not isinstance(corrections, (str,Path,pd.DataFrame,type(None))):
-        raise InputError(f"corrections={corrections!r}: give a CSV file, or a DataFrame as in the notebook corrections")
+        raise InputError(f"corrections= is a {type(corrections).__name__}: give a CSV file, or a DataFrame as in the notebook corrections")
     if corrections is not None: df = _as_decided(df, corrections if isinstance(corrections, pd.DataFrame) else read_corrections(corrections), path)
     faults,not_rotated,scanned = None,(),[*df.path, *unlabeled] if bad_images else None
     if bad_images: df,unlabeled,faults,not_rotated = _usable_rows(df, Path(path), unlabeled, bad_images)

@@ -12,9 +12,10 @@ import numpy as np, pandas as pd, torch
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import Tensor,get_model,num_distrib
-from .core import InputError,need_memory,note
+from .core import InputError,need_columns,need_memory,note
 from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex,class_names,item_labels,item_names,need_logits,same_images,unknown
+from .phase import need_only_one
 from .predictions import plot_images,with_paths
 
 # %% ../nbs/18_labels.ipynb #ca4668bb
@@ -61,6 +62,7 @@ class LabelReport(ItemIndex):
 
     def before_fit(self):
         if self.passive: return
+        need_only_one(self)
         now = self.dls,get_model(self.learn.model)
         if not same_images(self.of, now): self.total,self.weight,self.epochs = None,None,0
         self.of,self.n_classes,self.too_large = now,len(class_names(self.dls)) or None,False # a network may have more outputs
@@ -232,6 +234,7 @@ def plot_suspects(
     title:str='' # Over the figure
 ): # matplotlib figure
     "The training images with the most suspicious labels, the suggestion below; a blue tick or a red cross where the true label is known"
+    need_columns(df, ['label','suggested','score'], 'the list')
     top = with_paths(df).head(n)
     right = [None if unknown(o) else o != label for o,label in zip(top.true, top.label)] if 'true' in top else [None]*len(top)
     mark,color = {None:'',True:' ✓',False:' ✗'},{None:'black',True:'#0072b2',False:'#d55e00'}

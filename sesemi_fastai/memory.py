@@ -13,6 +13,7 @@ from .columns import TrainingColumns
 from .core import InputError
 from .distributed import max_over_ranks,sum_over_ranks
 from .items import ItemIndex,class_name,class_names,item_names,need_logits,same_images,unknown
+from .phase import need_only_one
 
 # %% ../nbs/16_memory.ipynb #53a095e0
 def true_labels(
@@ -30,7 +31,7 @@ def true_labels(
     names = [None if unknown(o) else class_name(o) for o in (true.tolist() if hasattr(true, 'tolist') else true)]
     if (known := [o for o in names if o is not None]) and not numbers.keys() & {*known}:
         raise InputError(f"true label {known[0]!r} is no class name: the classes are {', '.join(list(numbers)[:5])}")
-    return torch.tensor([-1 if o is None else numbers.get(o, -2) for o in names])
+    return None if not known else torch.tensor([-1 if o is None else numbers.get(o, -2) for o in names])
 
 class Memorisation(ItemIndex, TrainingColumns):
     "Show how the training images are predicted: as their given labels, or as their true ones"
@@ -42,6 +43,7 @@ class Memorisation(ItemIndex, TrainingColumns):
     def before_fit(self):
         self.hide_columns()
         if self.passive: return
+        need_only_one(self)
         self.true_y = true_labels(self.dls, self.true)
         self.columns = tuple(o for o in type(self).columns if self.true_y is not None or o not in self._of_wrong)
         now = self.dls,get_model(self.learn.model)

@@ -58,6 +58,7 @@ def add_label_noise(
 ) -> np.ndarray: # Noisy labels, [N]
     "`labels` with a share of them wrong; `InputError` if share, matrix or classes do not fit"
     labels = np.asarray(labels)
+    if labels.ndim != 1: raise InputError(f"labels have {labels.ndim} dimensions: give one label an image, such as a column of a table")
     need_numbers(whole=True, seed=seed)
     if seed < 0: raise InputError(f"seed={seed}: give a number from 0 on")
     if pd.isna(labels).any(): raise InputError(f"label {int(pd.isna(labels).argmax())} is missing: each image needs one")

@@ -6,7 +6,7 @@
 __all__ = ['own_table', 'own_dls']
 
 # %% ../nbs/28a_own.ipynb #a1dfc265
-import os
+import os,re
 import numpy as np
 import pandas as pd
 from collections import Counter
@@ -46,11 +46,13 @@ def _others(path, splits):
     rest = [o for o in _below(path) if o.parts[0] not in splits]
     return Counter(o.parts[0] if len(o.parts) > 1 else '.' for o,real in zip(rest, real_paths(path/o for o in rest)) if real not in used)
 
+_like_split = re.compile('(train(ing)?|test(ing)?|val(id(ation)?)?)([^a-z].*|images?|imgs?|sets?|data)?')
+
 def _check_class_folders(path, files):
     "`InputError` where all folders are named as splits, and some have images but no classes"
     tops = {o.parts[0] for o in files if len(o.parts) > 1}
     bare = sorted({o.parts[0] for o in files if len(o.parts) == 2})
-    if len(tops) > 1 and bare and all(_is_valid(o) is not None or o.lower() in _test for o in tops):
+    if len(tops) > 1 and bare and all(_like_split.fullmatch(o.lower()) for o in tops):
         raise InputError(f"{path} has {' and '.join(bare)} with images and no classes: each split needs a folder for each class below it, or give a table")
 
 def _check_loose(path, files):
@@ -216,6 +218,7 @@ _of_tables = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='
 
 def _check_folder_arguments(source, path, given):
     "`InputError` for arguments that belong to a table"
+    if not isinstance(path, (str,Path,type(None))): raise InputError(f"path={path!r}: {source} is a folder, and needs none; bs=32 is a batch of 32 images")
     if path is not None and Path(path).resolve() != source.resolve():
         raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
     if bad := [k for k,v in _of_tables.items() if given[k] != v]:
@@ -250,7 +253,9 @@ def own_table(
         if not source.exists(): raise InputError(f"there is no folder or table {source}")
         if source.is_dir():
             _check_folder_arguments(source, path, dict(fn_col=fn_col, label_col=label_col, valid_col=valid_col, pref=pref, suff=suff, valid_fold=valid_fold))
-            return _usable(_folder_table(source, valid_pct, seed), source, check_links=False),source
+            df = _folder_table(source, valid_pct, seed)
+            _check_names(df.label)
+            return _usable(df, source, check_links=False),source
         source,path = read_table(source, dict.fromkeys((fn_col,label_col,'true'), str)),path or source.parent # 001 and 1 are two classes
     if bad := [o for o in (fn_col,label_col,valid_col) if not isinstance(o, (str,int))]:
         raise InputError(f"{one_line(repr(bad[0]))[:60]} is no name of a column")

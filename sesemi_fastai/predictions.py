@@ -14,10 +14,10 @@ from torch.utils.data import RandomSampler
 import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay
 from fastai.vision.all import PILImage
-from .core import InputError,one_line
+from .core import InputError,need_columns,one_line
 from .distributed import gathered,plain_dl
 from .items import class_name,class_names,item_names,need_classes,need_logits,need_one_target
-from .phase import StaysHome
+from .phase import StaysHome,need_only_one
 
 # %% ../nbs/17_predictions.ipynb #f39adce7
 class Predictions(StaysHome):
@@ -30,6 +30,7 @@ class Predictions(StaysHome):
 
     def before_fit(self):
         if self.passive: return
+        need_only_one(self)
         dl = plain_dl(self.dls.valid)
         if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler):
             raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")
@@ -98,6 +99,7 @@ def plot_confusion(
     most:int=40 # Classes shown, those with the most mistakes if there are more
 ): # matplotlib figure
     "How many images of each class (rows) were taken for which (columns)"
+    need_columns(df, ['label','predicted'], 'what Predictions.frame gives')
     classes,wrong = sorted({*df.label,*df.predicted}),df[df.label != df.predicted]
     if len(classes) > most:
         others = [o for o in classes if o not in {*wrong.label,*wrong.predicted}]
@@ -146,6 +148,7 @@ def plot_worst(
     title:str='' # Over the figure
 ): # matplotlib figure
     "The validation images whose label the network found least likely"
+    need_columns(df, ['label','predicted','probability','of_label'], 'what Predictions.frame gives')
     worst = with_paths(df).sort_values('of_label').head(n)
     return plot_images([Path(path)/o for o in worst.path], [f'{o.label}\ntaken for {o.predicted}, {100*o.probability:.0f}%' for o in worst.itertuples()],
                        title=title)

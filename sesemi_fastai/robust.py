@@ -12,13 +12,13 @@ from copy import deepcopy
 from weakref import WeakKeyDictionary,ref
 from torch import nn
 from fastai.callback.mixup import MixHandler
-from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib,risinstance
+from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib
 from .columns import TrainingColumns
 from .core import InputError,need_a_batch,note
 from .distributed import sum_over_ranks
 from .items import ItemIndex,need_one_target,same_images
 from .losses import TemporalTargets,TrainingLoss
-from .phase import around_next_phase
+from .phase import around_next_phase,need_only_one
 
 # %% ../nbs/11a_robust.ipynb #776d44bf
 def _of_all_ranks(after, before):
@@ -60,8 +60,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         "What is remembered of other images is of no use"
         self.hide_columns()
         if self.passive: return
-        if len(self.learn.cbs.filter(risinstance(RobustLoss))) > 1:
-            raise InputError("the Learner has more than one RobustLoss: a fit has one loss, leave the others out")
+        need_only_one(self)
         need_a_batch(self.dls.train)
         self._tell_what_is_lost()
         if isinstance(self.loss_func_of_training, TemporalTargets): self.loss_func_of_training.pretrained = getattr(self.learn, 'pretrained', False) is True

@@ -100,5 +100,5 @@ def usable(
         raise InputError(f"{bad.path.iloc[0]}: {bad.reason.iloc[0]}{rest}; repair or remove it, or leave bad images out: --bad-images "
                          "skip, bad_images='skip' in Python")
     if tell: tell_faults(faults)
-    if tell and len(bad): note(f"{len(bad)} image files that cannot be read are left out")
+    if tell and (n := len(bad)): note(f"{len(bad)} image file{'s'*(n > 1)} that cannot be read {'are' if n > 1 else 'is'} left out")
     return set(bad.path),set(faults.path[faults.kind != 'odd'])

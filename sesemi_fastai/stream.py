@@ -268,13 +268,13 @@ class UnlabeledStream:
 def show_rotated_batch(
     dls:DataLoaders, # Data to take training images from
     source=None, # As for `unlabeled_items`
-    n:int=3, # Images, each shown in all four turns
+    max_n:int=3, # Images, each shown in all four turns
     seed:int=0, # Seed of choice and augmentation
     figsize:tuple|None=None # Width and height in inches
 ):
-    "Show `n` augmented unlabeled images, each in its four quarter turns"
-    need_numbers(whole=True, n=n)
-    if n < 1: raise InputError(f"n={n}: give at least one image")
+    "Show `max_n` augmented unlabeled images, each in its four quarter turns"
+    need_numbers(whole=True, max_n=max_n)
+    if (n := max_n) < 1: raise InputError(f"max_n={n}: give at least one image")
     stream = UnlabeledStream(dls, source, bs=n, num_workers=0, seed=seed)
     x,turns = rotate_batch(stream.batch()[:n])
     decode = getattr(getattr(stream.dl, 'after_batch', None), 'decode', None) or dls.train.after_batch.decode

@@ -9,10 +9,11 @@ __all__ = ['share_wrong', 'learned_nothing', 'number_wrong']
 import math
 import pandas as pd
 from pathlib import Path
-from fastai.vision.all import Learner,noop
-from .core import InputError
+from fastai.vision.all import Learner,first,noop
+from .core import InputError,need_numbers
 from .predictions import class_counts
 from .record import read_record
+from .robust import RobustLoss
 
 # %% ../nbs/34a_trust.ipynb #86c7c1c4
 def _valid_counts(learn):
@@ -26,15 +27,28 @@ def _record_of(run):
     if isinstance(run, dict): return run
     if isinstance(run, (str,Path)): return read_record(run)
     if not isinstance(run, Learner): raise InputError(f"a run is a folder of sesemi-train --out, its record, or a Learner, not {type(run).__name__}")
+    res = dict(data=dict(train_images=len(run.dls.train_ds)))
+    if len(run.dls.loaders) < 2 or not len(run.dls.valid_ds): return res
     counts = _valid_counts(run)
-    return dict(accuracy=counts.right.sum()/max(1, counts.valid.sum()), classes=counts.to_dict('index'), data=dict(train_images=len(run.dls.train_ds)))
+    return dict(res, accuracy=counts.right.sum()/counts.valid.sum(), classes=counts.to_dict('index'))
+
+def _trained_by(learn):
+    "The estimate of a Learner's own method, or of one that it had for its last fit alone; nan if there is none"
+    if not len(learn.dls.train_ds): raise InputError("an exported Learner has no images: ask the one that was trained, or the folder of its run")
+    cb = first(learn.cbs, lambda o: isinstance(o, RobustLoss))
+    if cb is not None and cb.learn is not learn:
+        raise InputError("the callbacks of this Learner belong to another one by now: each Learner needs callbacks of its own")
+    share = getattr(cb and cb.loss_func_of_training, 'wrong_labels', math.nan)
+    rec = getattr(learn, 'recorder', None)
+    if math.isnan(share) and getattr(rec, 'values', None): share = dict(zip(rec.metric_names[1:], rec.values[-1])).get('wrong_labels')
+    return math.nan if share is None else share
 
 def share_wrong(
     run:dict|str|Path|Learner # Record or folder of a run of `sesemi-train --out`, or a Learner that was trained
 ) -> float|None: # 0 to 1; None where its method makes no estimate
     "The share of the training labels that the training took to be wrong"
     if isinstance(run, Learner):
-        share = getattr(run.robust_loss.loss_func_of_training, 'wrong_labels', math.nan) if hasattr(run, 'robust_loss') else math.nan
+        share = _trained_by(run)
         return None if math.isnan(share) else share
     history = _record_of(run).get('history')
     return history[-1].get('wrong_labels') if history else None
@@ -56,9 +70,12 @@ def number_wrong(
     n:int|None=None # Labels in the list; the training images if None
 ) -> int: # At least 1
     "How many labels of a list to take for wrong, as many as the training took to be; `InputError` where that says little"
+    if n is not None: need_numbers(whole=True, n=n)
+    if isinstance(run, (str,Path)) and not (Path(run)/'record.json').is_file(): raise InputError(f"there is no record of a run in {run}: give a number")
     if (share := share_wrong(run)) is None:
         name = 'this Learner' if isinstance(run, Learner) else 'the run' if isinstance(run, dict) else f'the run in {run}'
-        raise InputError(f"as many are taken as the training took to be wrong, and {name} made no estimate: methods auto and forward do; give a number")
+        raise InputError(f"as many are taken as the training took to be wrong, and {name} made no estimate: methods auto and forward do, in a fit; "
+                         "give a number")
     record = _record_of(run)
     if nothing := learned_nothing(record): raise InputError(f"{nothing}: train longer, or give a number")
     if share > .6:

@@ -6,7 +6,9 @@ import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, Resize, accuracy, xresnet18
 from sesemi_fastai import labels
+from sesemi_fastai.average import EMA
 from sesemi_fastai.core import InputError
+from sesemi_fastai.losses import ELR
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.corrections import corrected
 from sesemi_fastai.experiment import train_run
@@ -16,6 +18,7 @@ from sesemi_fastai.memory import Memorisation
 from sesemi_fastai.mini import mini_dls
 from sesemi_fastai.predictions import Predictions
 from sesemi_fastai.record import read_record
+from sesemi_fastai.robust import RobustLoss
 from test_callback import fit
 from test_cli import BIN, last, run, small
 from test_resume import mini
@@ -123,6 +126,16 @@ def test_as_many_as_the_training_took_to_be_wrong(trained, tmp_path):
     (tmp_path/'run/record.json').write_text(json.dumps({**record, 'status':'running'}))
     res = run('sesemi-labels', tmp_path/'run')
     assert res.returncode == 2 and 'is not finished: sesemi-train --resume' in res.stderr
+
+@pytest.mark.parametrize('make', [LabelReport, Memorisation, EMA, Predictions, lambda: RobustLoss(ELR())],
+                         ids=['LabelReport','Memorisation','EMA','Predictions','RobustLoss'])
+def test_one_of_a_kind_in_a_fit(make_learn, make):
+    "And the Learner finds the one that is left by its name again, which fastai forgets"
+    learn = fit(make_learn(cbs=make()))
+    cb = learn.cbs[-1]
+    with pytest.raises(InputError, match=f'more than one {type(cb).__name__}'): fit(learn, cbs=make())
+    assert not hasattr(learn, cb.name)
+    assert getattr(fit(learn), cb.name) is cb
 
 @pytest.mark.parametrize('classes,nothing', [({'a':(95,95),'b':(5,4)}, False), ({'a':(19,19),'b':(1,1)}, False), ({'a':(95,95),'b':(5,0)}, True),
     ({'a':(50,29),'b':(50,30)}, True), ({'a':(50,31),'b':(50,31)}, False), ({str(i):(8,1) for i in range(10)}, True), ({'a':(50,50)}, False), ({}, False)])

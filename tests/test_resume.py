@@ -3,15 +3,17 @@ import json, os, random, re, shutil, subprocess, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import (Adam, Callback, CancelFitException, EarlyStoppingCallback, CSVLogger, GradientAccumulation, ImageDataLoaders,
+from fastai.vision.all import (Adam, Callback, CancelFitException, CategoryBlock, DataBlock, EarlyStoppingCallback, ImageBlock, IndexSplitter,
+    CSVLogger, GradientAccumulation, ImageDataLoaders,
     LabelSmoothingCrossEntropyFlat, MixUp, OptimWrapper, ProgressCallback, ReduceLROnPlateau, Resize, SaveModelCallback, SGD, accuracy,
-    Learner, nn, ranger, resnet18, vision_learner, xresnet18)
+    Learner, nn, ranger, resnet18, get_image_files, vision_learner, xresnet18)
 from sesemi_fastai.optim import ranger_fused
 from sesemi_fastai.callback import SESEMI
 from sesemi_fastai.checkpoint import Checkpoint, FiniteLoss, checkpoint_files
 from sesemi_fastai.core import InputError, RunStopped
 from sesemi_fastai.data import noisy_table, table_dls
 from sesemi_fastai.mini import make_mini, mini_dls
+from sesemi_fastai.labels import LabelReport
 from sesemi_fastai.losses import ELR
 from sesemi_fastai.robust import RobustLoss
 from sesemi_fastai.steps import StepsPerEpoch
@@ -130,6 +132,28 @@ def test_several_fits(make_dls, tmp_path, epoch):
     assert all(torch.equal(a, b) for a,b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
     assert len(checkpoint_files(tmp_path/'c', 1)) == 1 and len(checkpoint_files(tmp_path/'c', 2)) == 2
     with pytest.raises(InputError, match='holds checkpoints of an earlier run'): go(Checkpoint(tmp_path/'c'))
+
+def test_a_fit_begun_again_keeps_its_own_checkpoints(make_learn, tmp_path):
+    "Those of an attempt that was left further on would be taken for its newest"
+    learn = make_learn(cbs=Checkpoint(tmp_path/'c'))
+    fit(learn)
+    with pytest.raises(KeyboardInterrupt): fit(learn, 8, cbs=Late())
+    assert [o.stem for o in checkpoint_files(tmp_path/'c', 2)] == ['fit-2-epoch-0005','fit-2-epoch-0004']
+    with pytest.raises(KeyboardInterrupt): fit(learn, 8, cbs=Crash())
+    assert [o.stem for o in checkpoint_files(tmp_path/'c', 2)] == ['fit-2-epoch-0002','fit-2-epoch-0001']
+    assert len(checkpoint_files(tmp_path/'c', 1)) == 1
+
+def test_gradients_of_an_interrupted_step_are_gone(make_learn, tmp_path):
+    "Where the same Learner goes on"
+    def new(): return make_learn(cbs=GradientAccumulation(16), opt_func=ranger)
+    def go(learn, *cbs):
+        with Quiet(learn): learn.fit_one_cycle(4, .01, cbs=cbs)
+        return learn
+    whole,learn = go(new()),new()
+    with pytest.raises(KeyboardInterrupt): go(learn, Checkpoint(tmp_path/'c'), Crash())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in learn.model.parameters())
+    go(learn, Checkpoint(tmp_path/'c', resume=True))
+    for (k,a),b in zip(whole.model.state_dict().items(), learn.model.state_dict().values()): assert torch.equal(a, b), k
 
 def test_a_fit_that_was_refused_or_left_does_not_count(make_learn, tmp_path):
     def go(learn, n, *cbs):
@@ -450,6 +474,35 @@ def test_other_labels_are_another_fit(mini, tmp_path):
         with Quiet(learn): learn.fit(1, .01)
     go(50); go(50)
     with pytest.raises(InputError, match='another fit: train 120 images'): go(5)
+
+def by_function(mini, labels, vocab=None, **kwargs):
+    "Files whose labels come from elsewhere"
+    return DataBlock((ImageBlock,CategoryBlock(vocab=vocab, sort=False)), get_items=lambda _: sorted(labels), get_y=lambda o: labels[o],
+                     splitter=IndexSplitter(range(20)), item_tfms=Resize(32)).dataloaders(mini, bs=16, num_workers=0, **kwargs)
+
+def test_labels_from_a_function_and_the_order_of_classes_are_of_the_fit(mini, tmp_path):
+    labels = {o:o.parent.name for o in get_image_files(mini/'train')}
+    names = sorted({*labels.values()})
+    def go(labels, vocab=names):
+        learn = Learner(by_function(mini, labels, vocab), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path,
+                        cbs=Checkpoint(tmp_path/'c', resume=True))
+        with Quiet(learn): learn.fit(1, .01)
+    go(labels); go(dict(labels))
+    with pytest.raises(InputError, match='another fit: labels 10 classes'): go({o:names[i % 10] for i,o in enumerate(sorted(labels))})
+    with pytest.raises(InputError, match='another fit: labels 10 classes'): go(labels, names[::-1])
+
+def test_other_labels_of_the_same_files_are_other_images(mini, tmp_path):
+    "What was remembered of them begins anew, and goes on where only the size is another"
+    labels = {o:o.parent.name for o in get_image_files(mini/'train')}
+    names = sorted({*labels.values()})
+    learn = Learner(by_function(mini, labels, names), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), path=tmp_path,
+                    cbs=LabelReport())
+    epochs = []
+    for dls in (learn.dls, by_function(mini, dict(labels), names), by_function(mini, {o:names[i % 10] for i,o in enumerate(sorted(labels))}, names)):
+        learn.dls = dls
+        with Quiet(learn): learn.fit(1, .01)
+        epochs.append(learn.label_report.epochs)
+    assert epochs == [1,2,1]
 
 @pytest.mark.parametrize('rows', [True,False])
 def test_another_order_is_another_fit(mini, tmp_path, rows):
