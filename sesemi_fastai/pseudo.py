@@ -57,13 +57,13 @@ class FixMatch(StaysHome):
         need_numbers(tau=tau, weight=weight)
         need_numbers(whole=True, seed=seed)
         if not 0 < tau <= 1 or weight < 0: raise InputError(f"tau={tau:g}, weight={weight:g}: give a probability and a factor that is not negative")
-        self.tau,self.weight,self.seed,self.random,self.n_images,self._of_model = tau,weight,seed,OwnRandom(seed),0,lambda: None
+        self.tau,self.weight,self.seed,self.random,self.n_images,self._of_model = tau,weight,seed,OwnRandom(seed),0,None
 
     def before_fit(self):
         if self.passive: return
         chosen_labels(self.learn)
-        if self._of_model() not in (None,now := get_model(self.learn.model)): self.random = OwnRandom(self.seed) # another Learner's, which begins as every one does
-        self._of_model = ref(now)
+        if self._of_model and self._of_model() is not get_model(self.learn.model): self.random = OwnRandom(self.seed) # another Learner's, which begins as every one does
+        self._of_model = ref(get_model(self.learn.model))
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"FixMatch augments one image, and the network takes {self.dls.n_inp} inputs: leave it out")
         tfms = getattr(getattr(self.dls.train, 'after_batch', None), 'fs', [])
         self.norm,self.n_images,self.seen_pixels = first(o for o in tfms if isinstance(o, Normalize)),0,False

@@ -647,6 +647,12 @@ def test_fixmatch_leaves_the_labelled_images_alone(make_learn):
     fix = FixMatch(tau=.3, weight=0.)
     assert all(torch.equal(a, b) for a,b in zip(weights(), weights(fix))) and fix.n_images > 0
 
+def test_fixmatch_begins_anew_with_another_learner(make_learn):
+    fix = FixMatch(tau=.3)
+    def losses(): return fit(make_learn(cbs=[RobustLoss(SmallLoss(start=0.)), fix]), 2).recorder.losses
+    one = losses()
+    assert fix.n_images > 0 and one == losses()
+
 def _rejecting(n):
     loss = SmallLoss(start=0.)
     loss.losses = torch.where(torch.arange(n) < n//2, .1, 3.)
