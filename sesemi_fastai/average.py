@@ -29,7 +29,7 @@ class EMA(StaysHome):
 
     def before_fit(self):
         if self.passive: return
-        need_only_one(self)
+        need_only_one(self, EMA)
         if self.own is not None: self._forget_slow_weights() # a fit before was left without an event, as by Ctrl-C
         self.average,self.own,self.steps = None,None,0
 

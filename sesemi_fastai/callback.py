@@ -164,7 +164,7 @@ class SESEMI(TrainingColumns):
         if self.rot_only and self.rot_only >= self.n_epoch:
             raise InputError(f"rot_only={self.rot_only:g}: the rotations alone must be shorter than the fit, which has {self.n_epoch} "
                              "epochs; fine_tune makes two fits, the first of freeze_epochs")
-        need_only_one(self)
+        need_only_one(self, SESEMI)
         self._n_images,self._steps = 0,0
         self.show_columns()
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'int_or_text', 'one_line', 'make_folder', 'place_of_file', 'atomic_path',
-           'write_text', 'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns', 'need_memory',
-           'note', 'need_a_batch', 'choose', 'shows_bars', 'progress']
+           'write_text', 'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns', 'cpu_units',
+           'need_memory', 'note', 'need_a_batch', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time,torch
@@ -37,8 +37,7 @@ def int_or_text(
     o:str # As typed
 ) -> int|str:
     "A whole number where `o` is one, for options that name what is in a table"
-    try: return int(o)
-    except ValueError: return o
+    return int(o) if str(o).removeprefix('-').isdecimal() else o
 
 # %% ../nbs/00_core.ipynb #c56f917f
 def one_line(
@@ -166,6 +165,11 @@ def _other_separator(df):
 
 
 # %% ../nbs/00_core.ipynb #924390c7
+def cpu_units() -> dict: # Names such as avx512_bf16, and whether it has them
+    "What the CPU computes with"
+    if hasattr(torch.cpu, 'get_capabilities'): return torch.cpu.get_capabilities()
+    return dict(avx512_bf16=torch.cpu._is_avx512_bf16_supported(), amx_bf16=torch.cpu._is_amx_tile_supported()) # PyTorch 2.10
+
 def need_memory(
     n:int, # Bytes
     device:str|torch.device, # Where they are needed

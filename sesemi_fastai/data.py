@@ -208,7 +208,7 @@ def _check_builder(size, bs, seed, min_scale, kwargs):
     known = {k for o in (DataBlock.dataloaders, Datasets.dataloaders, TfmdDL) for k in signature(o).parameters}
     known -= {'source','dataset','after_item','before_batch','after_batch'}
     if unknown := [k for k in kwargs if k not in known]:
-        like = get_close_matches(unknown[0], [*known, *signature(table_dls).parameters], 1)
+        like = get_close_matches(unknown[0], {*known, *signature(table_dls).parameters} - {'kwargs'}, 1, .8)
         raise InputError(f"argument {unknown[0]!r} is unknown{f', {like[0]!r} is not' if like else ''}: the builders take those of fastai's DataLoaders "
                          "besides their own; for "
                          "other transforms or splits change the DataBlock of table_block")

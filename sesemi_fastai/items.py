@@ -92,18 +92,18 @@ def item_labels(
 
 def some_labels(
     ds, # Dataset of a loader
-    most:int=5000 # Items that are looked at, evenly spread
-) -> list|None: # Class numbers; None where the targets are no classes with names
+    most:int=20_000 # Items that are looked at, evenly spread
+) -> list|None: # Class numbers; None where the targets are no classes with names, or stand in the items
     "Labels by which a dataset is told from one of the same items with other labels"
     target = ds.tls[getattr(ds, 'n_inp', 1)] if isinstance(ds, Datasets) and len(ds.tls) > getattr(ds, 'n_inp', 1) else None
-    if getattr(target, 'vocab', None) is None: return None
+    if getattr(target, 'vocab', None) is None or columns_read(target): return None
     return [np.ravel(target[i]).tolist() for i in range(0, len(target), -(-len(target)//most))] if len(target) else []
 
 def same_images(
     before, # DataLoaders and network of a fit, or None
     now # Those of the next
 ) -> bool:
-    "Whether a fit goes on with the network, the training items and the labels of the one before; the images may have another size by now"
+    "Whether a fit goes on with the network, the training items and, as far as is looked, the labels of the one before; another size does not matter"
     if before is None or before[1] is not now[1]: return False
     a,b = (o[0].train_ds for o in (before,now))
     if a is b: return True

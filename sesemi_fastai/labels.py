@@ -62,7 +62,7 @@ class LabelReport(ItemIndex):
 
     def before_fit(self):
         if self.passive: return
-        need_only_one(self)
+        need_only_one(self, LabelReport)
         now = self.dls,get_model(self.learn.model)
         if not same_images(self.of, now): self.total,self.weight,self.epochs = None,None,0
         self.of,self.n_classes,self.too_large = now,len(class_names(self.dls)) or None,False # a network may have more outputs

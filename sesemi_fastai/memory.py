@@ -43,7 +43,7 @@ class Memorisation(ItemIndex, TrainingColumns):
     def before_fit(self):
         self.hide_columns()
         if self.passive: return
-        need_only_one(self)
+        need_only_one(self, Memorisation)
         self.true_y = true_labels(self.dls, self.true)
         self.columns = tuple(o for o in type(self).columns if self.true_y is not None or o not in self._of_wrong)
         now = self.dls,get_model(self.learn.model)

@@ -46,13 +46,18 @@ def _others(path, splits):
     rest = [o for o in _below(path) if o.parts[0] not in splits]
     return Counter(o.parts[0] if len(o.parts) > 1 else '.' for o,real in zip(rest, real_paths(path/o for o in rest)) if real not in used)
 
-_like_split = re.compile('(train(ing)?|test(ing)?|val(id(ation)?)?)([^a-z].*|images?|imgs?|sets?|data)?')
+_like_train,_like_other = (re.compile(f'({o})([^a-z].*|images?|imgs?|sets?|data)?') for o in ('train(ing)?','test(ing)?|val(id(ation)?)?'))
+
+def _all_splits(names):
+    "Whether folders are splits by their names, or some are named like training images and all others like those for validation or tests"
+    train,other = ({o for o in names if like.fullmatch(o.lower())} for like in (_like_train,_like_other))
+    return all(_is_valid(o) is not None or o.lower() in _test for o in names) or bool(train and other) and train|other == names
 
 def _check_class_folders(path, files):
     "`InputError` where all folders are named as splits, and some have images but no classes"
     tops = {o.parts[0] for o in files if len(o.parts) > 1}
     bare = sorted({o.parts[0] for o in files if len(o.parts) == 2})
-    if len(tops) > 1 and bare and all(_like_split.fullmatch(o.lower()) for o in tops):
+    if len(tops) > 1 and bare and _all_splits(tops):
         raise InputError(f"{path} has {' and '.join(bare)} with images and no classes: each split needs a folder for each class below it, or give a table")
 
 def _check_loose(path, files):

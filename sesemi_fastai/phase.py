@@ -69,11 +69,12 @@ def _of_a_fit(learn, cb):
     return False
 
 def need_only_one(
-    cb:Callback # Of a Learner, at the beginning of a fit
+    cb:Callback, # Of a Learner, at the beginning of a fit
+    kind:type # Its class, or one that it is a kind of
 ):
     "`InputError` where the Learner has another such callback; if not it finds this one by its name, which fastai forgets when another of the name leaves"
-    if sum(isinstance(o, type(cb)) for o in cb.learn.cbs) > 1:
-        raise InputError(f"the Learner has more than one {type(cb).__name__}: leave out that of Learner(cbs=) or that of fit(cbs=)")
+    if sum(isinstance(o, kind) for o in cb.learn.cbs) > 1:
+        raise InputError(f"the Learner has more than one {kind.__name__}: leave out that of Learner(cbs=) or that of fit(cbs=)")
     if getattr(cb.learn, cb.name, None) is not cb: setattr(cb.learn, cb.name, cb)
 
 class StaysHome(Callback):

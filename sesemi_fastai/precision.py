@@ -12,7 +12,7 @@ from torch import nn
 from contextlib import contextmanager
 from fastai.vision.all import L,Learner,MixedPrecision,ChannelsLast,patch,to_float
 from torch.amp import GradScaler
-from .core import InputError
+from .core import InputError,cpu_units
 from .im2col import Im2col
 from .phase import StaysHome,around_next_phase
 
@@ -20,7 +20,7 @@ from .phase import StaysHome,around_next_phase
 precisions = 'auto','fp32','bf16','fp16'
 
 def _cpu_has_bf16():
-    has = torch.cpu.get_capabilities()
+    has = cpu_units()
     return any(has.get(o) for o in ('avx512_bf16','amx_bf16','bf16'))
 
 def best_precision(

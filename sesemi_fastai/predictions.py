@@ -30,7 +30,7 @@ class Predictions(StaysHome):
 
     def before_fit(self):
         if self.passive: return
-        need_only_one(self)
+        need_only_one(self, Predictions)
         dl = plain_dl(self.dls.valid)
         if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler):
             raise InputError("the validation loader is shuffled: Predictions could not tell which image a prediction is of")

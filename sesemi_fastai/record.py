@@ -14,7 +14,7 @@ from fastprogress.fastprogress import format_time
 from PIL import Image
 from fastai.vision.all import default_device,num_distrib,rank_distrib
 import sesemi_fastai
-from .core import InputError,write_text
+from .core import InputError,cpu_units,write_text
 from .phase import StaysHome
 from .recipe import config_of
 
@@ -26,7 +26,7 @@ def _cpu_name():
 
 def _cpu_units():
     "What a CPU computes with: vectors, and what makes bf16 fast where it has that"
-    has = torch.cpu.get_capabilities()
+    has = cpu_units()
     bf16 = next((v for k,v in dict(amx_bf16='AMX', avx512_bf16='BF16', bf16='BF16').items() if has.get(k)), None)
     return ', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(),bf16)))
 

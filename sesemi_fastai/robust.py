@@ -60,7 +60,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         "What is remembered of other images is of no use"
         self.hide_columns()
         if self.passive: return
-        need_only_one(self)
+        need_only_one(self, RobustLoss)
         need_a_batch(self.dls.train)
         self._tell_what_is_lost()
         if isinstance(self.loss_func_of_training, TemporalTargets): self.loss_func_of_training.pretrained = getattr(self.learn, 'pretrained', False) is True

@@ -8,18 +8,32 @@ __all__ = ['share_wrong', 'learned_nothing', 'number_wrong']
 # %% ../nbs/34a_trust.ipynb #0f19cf87
 import math
 import pandas as pd
+from contextlib import contextmanager
 from pathlib import Path
-from fastai.vision.all import Learner,first,noop
+from fastai.vision.all import Learner,Tensor,first,no_random,noop
 from .core import InputError,need_numbers
-from .predictions import class_counts
+from .predictions import Predictions,class_counts
 from .record import read_record
 from .robust import RobustLoss
 
 # %% ../nbs/34a_trust.ipynb #86c7c1c4
+@contextmanager
+def _untouched(learn):
+    "What the Recorder has kept of the last fit, and random numbers, are afterwards as they were"
+    rec = getattr(learn, 'recorder', None)
+    kept = dict(vars(rec)) if rec else {}
+    with no_random(0, reproducible=False), learn.no_bar(), learn.no_logging():
+        try: yield
+        finally:
+            if rec: vars(rec).update(kept)
+
 def _valid_counts(learn):
-    "Validation images of each class and how many of them are predicted rightly: by the last validation, or by one that is made now"
-    if hasattr(learn, 'predictions') and learn.predictions.last: return class_counts(learn.predictions.frame())
-    with learn.no_bar(), learn.no_logging(): preds,targs = learn.get_preds(act=noop)
+    "Validation images of each class, and how many are predicted rightly, by the last validation of a fit or a new one; None where that cannot be"
+    cb = first(learn.cbs, lambda o: isinstance(o, Predictions))
+    if cb is not None and cb.last: return class_counts(cb.frame())
+    if len(learn.dls.loaders) < 2 or not hasattr(learn.dls.valid, 'new') or not len(learn.dls.valid_ds): return None
+    with _untouched(learn): preds,targs = learn.get_preds(act=noop)
+    if not all(isinstance(o, Tensor) for o in (preds,targs)) or (preds.ndim,targs.ndim) != (2,1) or targs.is_floating_point(): return None
     return class_counts(pd.DataFrame(dict(label=targs.tolist(), predicted=preds.argmax(1).tolist())).astype(str))
 
 def _record_of(run):
@@ -27,10 +41,8 @@ def _record_of(run):
     if isinstance(run, dict): return run
     if isinstance(run, (str,Path)): return read_record(run)
     if not isinstance(run, Learner): raise InputError(f"a run is a folder of sesemi-train --out, its record, or a Learner, not {type(run).__name__}")
-    res = dict(data=dict(train_images=len(run.dls.train_ds)))
-    if len(run.dls.loaders) < 2 or not len(run.dls.valid_ds): return res
-    counts = _valid_counts(run)
-    return dict(res, accuracy=counts.right.sum()/counts.valid.sum(), classes=counts.to_dict('index'))
+    res,counts = dict(data=dict(train_images=len(run.dls.train_ds))),_valid_counts(run)
+    return res if counts is None else dict(res, accuracy=counts.right.sum()/counts.valid.sum(), classes=counts.to_dict('index'))
 
 def _trained_by(learn):
     "The estimate of a Learner's own method, or of one that it had for its last fit alone; nan if there is none"
@@ -40,7 +52,9 @@ def _trained_by(learn):
         raise InputError("the callbacks of this Learner belong to another one by now: each Learner needs callbacks of its own")
     share = getattr(cb and cb.loss_func_of_training, 'wrong_labels', math.nan)
     rec = getattr(learn, 'recorder', None)
-    if math.isnan(share) and getattr(rec, 'values', None): share = dict(zip(rec.metric_names[1:], rec.values[-1])).get('wrong_labels')
+    if math.isnan(share) and getattr(rec, 'values', None): # of a callback of that fit alone
+        shown = {k.removeprefix('train_'):v for k,v in zip(rec.metric_names[1:], rec.values[-1])}
+        share = shown.get('wrong_labels')
     return math.nan if share is None else share
 
 def share_wrong(

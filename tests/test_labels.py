@@ -137,6 +137,11 @@ def test_one_of_a_kind_in_a_fit(make_learn, make):
     assert not hasattr(learn, cb.name)
     assert getattr(fit(learn), cb.name) is cb
 
+def test_two_kinds_of_a_kind(make_learn):
+    class Mine(RobustLoss): pass
+    class Yours(RobustLoss): pass
+    with pytest.raises(InputError, match='more than one RobustLoss'): fit(make_learn(cbs=[Mine(ELR()), Yours(ELR())]))
+
 @pytest.mark.parametrize('classes,nothing', [({'a':(95,95),'b':(5,4)}, False), ({'a':(19,19),'b':(1,1)}, False), ({'a':(95,95),'b':(5,0)}, True),
     ({'a':(50,29),'b':(50,30)}, True), ({'a':(50,31),'b':(50,31)}, False), ({str(i):(8,1) for i in range(10)}, True), ({'a':(50,50)}, False), ({}, False)])
 def test_a_run_as_good_as_chance(tmp_path, classes, nothing):
