@@ -168,7 +168,7 @@ class OwnCost(LearnerSteps):
         prepare = cb._prepare
         def prepared():
             prepare()
-            self.inner = [(cb._stream,'batch'),(cb._branch,'rotated')]
+            self.inner = [(cb._stream,'_next'),(cb._branch,'rotated')]
             for o,nm in self.inner: setattr(o, nm, self._clocked(getattr(o, nm), -1))
         cb._prepare = prepared
         try: super().run(n)
@@ -296,7 +296,7 @@ def speed_ratios(
         'bare step: times the speed of the published loop':times['published loop']/bare}
     joint = {f'speed of the bare step that {_in_one_pass} for both batches reaches':bare/times[k] for k in times if k.endswith(_in_one_pass)}
     return {'speed of the bare step that training reaches':bare/fast, **joint, **published,
-            "callback's own share of a step":times['callback alone']/fast, 'times as fast as the network eats: input alone':fast/times['input alone, store']}
+            "callback's own share of a step":times['callback alone']/fast, 'times as fast as the network eats: input alone':bare/times['input alone, store']}
 
 def speed_table(
     times:pd.DataFrame, # From `take_turns`

@@ -48,9 +48,9 @@ class HeadInOptimizer:
     ):
         "Append the parameters to the last group of `opt`"
         if opt is not self.opt: self.opt,self.state,self.slow = opt,{},[]
-        group = opt.param_lists[-1]
+        group,state = opt.param_lists[-1],self._state()
+        if not any(torch.is_tensor(v) for o in state.values() for v in o.values()): self.state,self.slow = {},[] # `clear_state`, as by `unfreeze`
         for p in self.params: group.append(p)
-        state = self._state()
         for p in self.params: state.setdefault(p, {}).update(self.state.get(p, {})) # a plain dict after `load_state_dict`
         if not decay_bias:
             for p in self.params:
@@ -181,6 +181,8 @@ class SESEMI(TrainingColumns):
     def after_fit(self):
         if self.evaluating: return
         if self._fitting and self._stream: self._stream.close()
+        if self._fitting and self._pending: # every epoch was done before: as for others, the next fit begins a new pass
+            self._pending = {**self._pending, 'stream':{k:self._pending['stream'][k] for k in ('now','order')}}
         self.hide_columns()
         self._fitting = False
 

@@ -9,12 +9,13 @@ __all__ = ['write_checkpoint', 'read_checkpoint', 'differences', 'checkpoint_fil
 # %% ../nbs/21_checkpoint.ipynb #84c6e730
 import os,re,sys,zipfile
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import (EarlyStoppingCallback,L,Optimizer,TrackerCallback,MixedPrecision,get_model,get_random_states,set_random_states,
                                rank_distrib,num_distrib)
 from .core import InputError,RunStopped,atomic_path,make_folder,need_numbers,one_line
-from .distributed import gathered,plain_dl,states_for_here
+from .distributed import gathered,loader_order,plain_dl,set_loader_order,states_for_here
 from .items import class_names,some_labels
 from .phase import StaysHome,around_next_phase
 
@@ -133,18 +134,6 @@ def _told_labels(dls):
 
 def _finite(model): return all(o.isfinite().all() for o in model.state_dict().values() if o.is_floating_point())
 
-def _order(dl):
-    "Where a loader is in random numbers of its own; None where it draws from the global ones, as PyTorch's without a generator"
-    dl = plain_dl(dl)
-    if hasattr(dl, 'rng'): return dl.rng.getstate() # fastai's, which may have a dataset with a generator
-    return None if getattr(dl, 'generator', None) is None else dl.generator.get_state()
-
-def _set_order(dl, order):
-    dl = plain_dl(dl)
-    if order is None: return
-    if hasattr(dl, 'rng'): dl.rng.setstate(order)
-    else: dl.generator.set_state(order)
-
 def _batch_size(dl): return getattr(plain_dl(dl), 'bs', None) or getattr(dl, 'batch_size', None)
 
 def _name(f): return getattr(f, '__name__', type(f).__name__)
@@ -205,7 +194,8 @@ class Checkpoint(StaysHome):
 
     def _own_state(self):
         "What each process has for itself"
-        return _safe(dict(random=get_random_states(), order=_order(self.dls.train), waiting=self._waiting(),
+        return _safe(dict(random=get_random_states(), order=loader_order(self.dls.train), waiting=self._waiting(),
+            graded=[p.grad is not None for p in self.learn.model.parameters()],
             callbacks={nm:cb.state_dict() for nm,cb in _stateful(self.learn).items()}))
 
     def _waiting(self):
@@ -293,14 +283,15 @@ class Checkpoint(StaysHome):
 
     def _restore_place(self):
         own = self._state['ranks'][rank_distrib()]
-        self._restore_waiting(own['waiting'])
-        _set_order(self.dls.train, own['order'])
+        self._restore_waiting(own['waiting'], own.get('graded', ()))
+        set_loader_order(self.dls.train, own['order'])
         set_random_states(**states_for_here(own['random']))
         self._state = None
 
-    def _restore_waiting(self, waiting):
+    def _restore_waiting(self, waiting, graded):
+        "Gradients as they were: those that wait, or zeros, of which optimizers take another step than of none; not those of a step that was interrupted"
         if not waiting:
-            for p in self.learn.model.parameters(): p.grad = None # of a step that was interrupted
+            for p,had in zip_longest(self.learn.model.parameters(), graded): p.grad = torch.zeros_like(p) if had else None
             return
         self.learn.gradient_accumulation.count = waiting['count']
         for p,g in zip(self.learn.model.parameters(), waiting['grads']): p.grad = None if g is None else g.to(p.device)

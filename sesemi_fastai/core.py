@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.imports import IN_NOTEBOOK
 from fastai.data.transforms import image_extensions
+from fastai.torch_core import num_distrib
 from fastprogress.fastprogress import format_time,progress_bar
 
 # %% ../nbs/00_core.ipynb #7dd20634
@@ -203,6 +204,9 @@ def need_a_batch(
     except TypeError: return # of an iterable that nobody has counted
     if n == 0:
         raise InputError(f"the training images do not fill one batch of {getattr(dl, 'bs', None) or dl.batch_size}: pass a smaller bs= to the DataLoaders")
+    inner,world = getattr(dl, 'dl', dl),num_distrib() # fastai counts the batches of all processes
+    if world > 1 and getattr(inner, 'drop_last', False) and (n := getattr(inner, 'n', None)) is not None and (own := -(-n//world)) < inner.bs:
+        raise InputError(f"{own} training images of each process do not fill one batch of {inner.bs}: pass a smaller bs= to the DataLoaders")
 
 def choose(
     options:dict, # What there is, by name

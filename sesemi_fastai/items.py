@@ -15,6 +15,7 @@ from fastcore.imports import equals
 from fastai.vision.all import Datasets,L,TensorCategory,Tensor,first,noop
 from fastai.callback.mixup import MixHandler
 from .core import InputError,columns_read,need_a_batch
+from .distributed import plain_dl
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/10_items.ipynb #31dc6bc2
@@ -199,8 +200,9 @@ class ItemIndex(StaysHome):
             self.last_idxs = list(get())
             return self.last_idxs
         # methods, as `dl.new` gives plain functions to its new loader; pickled for a loader process by its name, the first is the loader's own there
-        do_item = _NotSkipped(dl, dl.do_item, not vars(dl).get('do_item') or hasattr(dl.do_item, 'looks_on'))
-        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(dl, 'do_item', do_item):
+        inner = plain_dl(dl) # which makes the items for several processes as well
+        do_item = _NotSkipped(inner, inner.do_item, not vars(inner).get('do_item') or hasattr(inner.do_item, 'looks_on'))
+        with _instead(dl, 'get_idxs', MethodType(get_idxs, dl)), _instead(inner, 'do_item', do_item):
             try: yield
             finally: self._forget_mixed()
 

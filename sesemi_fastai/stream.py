@@ -16,7 +16,7 @@ from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoade
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
 from .core import InputError,columns_read,image_files,need_numbers,note,progress,real_paths
-from .distributed import own_share,plain_dl,states_for_here
+from .distributed import loader_order,own_share,plain_dl,set_loader_order,states_for_here
 from .rotation import rotate_batch
 from .scan import image_fault
 
@@ -216,9 +216,8 @@ class UnlabeledStream:
         raise InputError("the unlabeled DataLoader gives no batch: lower its batch size")
 
     def _begin_pass(self):
-        self._start,self._drawn,self._it = dict(now=get_random_states(), order=self._order()),0,iter(self.dl)
+        self._start,self._drawn,self._it = dict(now=get_random_states(), order=loader_order(self.dl)),0,iter(self.dl)
 
-    def _order(self): return self.dl.rng.getstate() if isinstance(self.dl, DataLoader) else None
 
     def batch(self) -> Tensor: # Images, [B,C,H,W]
         "The next unlabeled images"
@@ -235,7 +234,7 @@ class UnlabeledStream:
 
     def state_dict(self) -> dict:
         "Where the stream is: the random states now and at the start of the pass, and the batches drawn since"
-        state = dict(now=self.random.states, order=self._order(), peeked=self._peeked is not None)
+        state = dict(now=self.random.states, order=loader_order(self.dl), peeked=self._peeked is not None)
         return {**state, 'start':self._start, 'drawn':self._drawn} if self._it else state
 
     def load_state_dict(self,
@@ -244,7 +243,7 @@ class UnlabeledStream:
         "Go to where another stream of the same images was; the pass is drawn again up to there"
         self.close()
         start = state.get('start', state)
-        if start['order'] is not None: self.dl.rng.setstate(start['order'])
+        set_loader_order(self.dl, start['order'])
         self.random.states = start['now']
         with self.random():
             for _ in progress(range(state.get('drawn', 0)), 'going on in the unlabeled images'): b = self._next()

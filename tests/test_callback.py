@@ -214,6 +214,16 @@ def test_optimizer_state_of_the_head_survives_between_epochs(make_learn):
     assert torch.equal(run(False), run(True))
 
 @pytest.mark.cell('Optimizers', 'weight decay of biases as the Learner has it')
+def test_moments_of_the_head_go_with_the_others(make_learn):
+    "as `unfreeze` clears them"
+    learn = fit(make_learn(cbs=SESEMI(), opt_func=Adam))
+    def moments(): return [k for p in head.params for k,v in learn.opt.state[p].items() if torch.is_tensor(v)]
+    for cleared,head in ((False,learn.sesemi._head_params),(True,learn.sesemi._head_params)):
+        if cleared: learn.opt.clear_state()
+        head.enter(learn.opt, True)
+        assert bool(moments()) != cleared
+        head.leave()
+
 def test_weight_decay_of_the_head_follows_the_learner(make_learn):
     for wd_bn_bias in (False,True):
         class Look(Callback):

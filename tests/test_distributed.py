@@ -37,6 +37,13 @@ def test_gradient_is_that_of_both_shares(image_folder, tmp_path):
     assert not torch.equal(a['own_head'], b['own_head'])
     torch.testing.assert_close((a['own_head']+b['own_head'])/2, a['head_grads'], atol=1e-7, rtol=1e-5)
 
+@pytest.mark.cell('Distributed', 'a skipped image, and batches that one process alone cannot fill, are told')
+@pytest.mark.parametrize('what,says', [('skips','of the training set was skipped'), ('few','of each process do not fill one batch of 40')])
+def test_two_processes_are_told(image_folder, what, says):
+    "Where indices would be of other images, or nothing would be trained"
+    res = torchrun(here/'refused.py', image_folder, what)
+    assert res.stdout.count('told') == 2 == res.stdout.count(says), res.stdout+res.stderr[-3000:]
+
 @pytest.mark.cell('Resume', 'under torchrun: two processes go on as two')
 def test_resume_under_torchrun(tmp_path):
     mini,args = make_mini(tmp_path/'mini', 120, 20),['--no-python', BIN/'sesemi-train']

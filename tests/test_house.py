@@ -7,7 +7,7 @@ root = Path(__file__).parent.parent
 pkg = root/'sesemi_fastai'
 allowed = dict(core=[], rotation=['core'], model=['core'], distributed=['core'], store=['core'], plans=['core','store'],
                batches=['core','plans','store'], stream=['batches','core','distributed','rotation','scan'], phase=['core'], columns=['core','phase'],
-               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','phase'], estimate=[],
+               callback=['columns','core','distributed','model','phase','rotation','stream'], items=['core','distributed','phase'], estimate=[],
                losses=['core','items'],
                robust=['columns','core','distributed','items','losses','phase'], forward=['core','estimate','losses'],
                selection=['callback','core','losses'],

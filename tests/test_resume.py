@@ -109,12 +109,12 @@ def test_fewer_checkpoints(make_learn, tmp_path):
     assert [o.name for o in checkpoint_files(tmp_path/'c')] == ['fit-1-epoch-0007.pth']
 
 @pytest.mark.cell('Resume', 'several fits with one Checkpoint, such as fine_tune: each goes on by itself')
-@pytest.mark.parametrize('epoch', [0,1])
-def test_several_fits(make_dls, tmp_path, epoch):
+@pytest.mark.parametrize('epoch,rotations', [(0,False),(1,False),(0,True)])
+def test_several_fits(make_dls, tmp_path, epoch, rotations):
     def new():
         torch.manual_seed(0)
         dls = make_dls()
-        learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, path=tmp_path)
+        learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, path=tmp_path, cbs=[SESEMI(bs=2)]*rotations)
         learn.remove_cbs([cb for cb in learn.cbs if cb.name == 'progress'])
         random.seed(0); torch.manual_seed(0); np.random.seed(0)
         return learn
@@ -142,6 +142,21 @@ def test_a_fit_begun_again_keeps_its_own_checkpoints(make_learn, tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(learn, 8, cbs=Crash())
     assert [o.stem for o in checkpoint_files(tmp_path/'c', 2)] == ['fit-2-epoch-0002','fit-2-epoch-0001']
     assert len(checkpoint_files(tmp_path/'c', 1)) == 1
+
+def test_gradients_that_were_zeros_are_zeros(make_learn, tmp_path):
+    "In the second fit the label head has none of its own at first, and decays where it has zeros"
+    def go(*cbs):
+        learn = make_learn(cbs=SESEMI(rot_only=1.5), opt_func=Adam)
+        for n in (2,4):
+            with Quiet(learn): learn.fit(n, .01, cbs=cbs)
+        return learn
+    class InSecond(Crash):
+        def before_batch(self):
+            if self.n_epoch == 4 and self.training and self.epoch == 1 and self.iter == 2: raise KeyboardInterrupt
+    whole = go()
+    with pytest.raises(KeyboardInterrupt): go(Checkpoint(tmp_path/'c'), InSecond())
+    resumed = go(Checkpoint(tmp_path/'c', resume=True))
+    for (k,a),b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), k
 
 def test_gradients_of_an_interrupted_step_are_gone(make_learn, tmp_path):
     "Where the same Learner goes on"
