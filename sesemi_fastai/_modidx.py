@@ -146,6 +146,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'sesemi_fastai/callback.py'),
                                         'sesemi_fastai.callback.HeadInOptimizer.__init__': ( 'callback.html#headinoptimizer.__init__',
                                                                                              'sesemi_fastai/callback.py'),
+                                        'sesemi_fastai.callback.HeadInOptimizer._others': ( 'callback.html#headinoptimizer._others',
+                                                                                            'sesemi_fastai/callback.py'),
                                         'sesemi_fastai.callback.HeadInOptimizer._slow': ( 'callback.html#headinoptimizer._slow',
                                                                                           'sesemi_fastai/callback.py'),
                                         'sesemi_fastai.callback.HeadInOptimizer._state': ( 'callback.html#headinoptimizer._state',

@@ -9,6 +9,7 @@ __all__ = ['BareStep', 'PublishedLoop', 'Stopwatch', 'LearnerSteps', 'OwnCost', 
 # %% ../nbs/41_bench.ipynb #d585888f
 import os,random,subprocess,sys,time
 from contextlib import nullcontext
+from threading import get_ident
 from pathlib import Path
 import pandas as pd
 import torch, torch.nn.functional as F
@@ -162,7 +163,7 @@ class LearnerSteps:
 class OwnCost(LearnerSteps):
     "Seconds that a SESEMI callback spends in its events, without the forward pass of the rotated images and the loading of the unlabeled ones"
     def run(self, n):
-        self.seconds,self.inner,cb = 0.,[],self.learn.sesemi
+        self.seconds,self.inner,self.inside,cb = 0.,[],None,self.learn.sesemi
         names = 'before_batch','after_pred','after_loss','after_backward'
         for nm in names: setattr(cb, nm, self._clocked(getattr(cb, nm), +1))
         prepare = cb._prepare
@@ -179,12 +180,15 @@ class OwnCost(LearnerSteps):
     def _clocked(self, f, sign):
         device = torch.device(self.learn.dls.device) # what a call has started there is its own cost, what was started before is not
         def call(*args, **kwargs):
+            if sign < 0 and self.inside != get_ident(): return f(*args, **kwargs) # in advance, beside the step, as `Prefetch` does
+            before,self.inside = self.inside,get_ident()
             _sync(device)
             began = time.perf_counter()
             try: return f(*args, **kwargs)
             finally:
                 _sync(device)
                 self.seconds += sign*(time.perf_counter()-began)
+                self.inside = before
         return call
 
 class InputAlone:

@@ -40,16 +40,16 @@ class HeadInOptimizer:
     "Parameters that join the last group of a fastai optimizer for a while, and keep their state in between"
     def __init__(self,
         params # Parameters of the rotation head
-    ): self.params,self.state,self.slow,self.opt = list(params),{},[],None
+    ): self.params,self.state,self.slow,self.opt,self.others = list(params),{},[],None,False
 
     def enter(self,
         opt, # fastai `Optimizer` or `OptimWrapper`
         decay_bias:bool # Whether weight decay applies to biases, as for the Learner
     ):
         "Append the parameters to the last group of `opt`"
-        if opt is not self.opt: self.opt,self.state,self.slow = opt,{},[]
+        if opt is not self.opt: self.opt,self.state,self.slow,self.others = opt,{},[],False
         group,state = opt.param_lists[-1],self._state()
-        if not any(torch.is_tensor(v) for o in state.values() for v in o.values()): self.state,self.slow = {},[] # `clear_state`, as by `unfreeze`
+        if self.others and not self._others(): self.state = {} # `clear_state`, as by `unfreeze`
         for p in self.params: group.append(p)
         for p in self.params: state.setdefault(p, {}).update(self.state.get(p, {})) # a plain dict after `load_state_dict`
         if not decay_bias:
@@ -57,12 +57,18 @@ class HeadInOptimizer:
                 if p.ndim == 1: opt.state.setdefault(p, {})['do_wd'] = False
         if (slow := self._slow()) is not None: slow.extend(self.slow or [p.detach().clone() for p in self.params])
 
+    def _others(self):
+        "Whether parameters of the Learner have moments"
+        state = self._state()
+        return any(set(state.get(p, ())) - {'do_wd','force_train'} for ps in self.opt.param_lists for p in ps)
+
     def leave(self):
         "Take the parameters and their state out again"
         n,state,slow = len(self.params),self._state(),self._slow()
         del self.opt.param_lists[-1][-n:]
         self.state = {p:state.pop(p) for p in self.params if p in state}
         for p in self.params: self.opt.state.pop(p, None)
+        self.others = self._others()
         if slow is not None:
             self.slow = list(slow[-n:])
             del slow[-n:]
@@ -75,7 +81,7 @@ class HeadInOptimizer:
 
     def state_dict(self) -> dict:
         "Moments and slow weights, in the order of the parameters; while these are outside"
-        return dict(state=[dict(self.state.get(p, {})) for p in self.params], slow=list(self.slow))
+        return dict(state=[dict(self.state.get(p, {})) for p in self.params], slow=list(self.slow), others=self.others)
 
     def load_state_dict(self,
         state:dict, # From `state_dict`
@@ -83,7 +89,7 @@ class HeadInOptimizer:
     ):
         "Go on from `state` at the next `enter`"
         self.opt,self.state = opt,{p:_like(s, p) for p,s in zip(self.params, state['state']) if s}
-        self.slow = [o.to(p.device) for o,p in zip(state['slow'], self.params)]
+        self.slow,self.others = [o.to(p.device) for o,p in zip(state['slow'], self.params)],state.get('others', False)
 
     def _slow(self):
         "The slow weights of the last group, if there are any yet"
@@ -228,6 +234,7 @@ class SESEMI(TrainingColumns):
     @contextmanager
     def _in_place(self):
         "The rotation head is in the optimizer inside"
+        need_a_batch(self.learn.dl) # of this process, where there are several
         self._prepare()
         self._head_params.enter(self.opt, self.learn.wd_bn_bias)
         self._on = True

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.imports import IN_NOTEBOOK
 from fastai.data.transforms import image_extensions
+from fastai.data.load import DataLoader
 from fastai.torch_core import num_distrib
 from fastprogress.fastprogress import format_time,progress_bar
 
@@ -204,8 +205,8 @@ def need_a_batch(
     except TypeError: return # of an iterable that nobody has counted
     if n == 0:
         raise InputError(f"the training images do not fill one batch of {getattr(dl, 'bs', None) or dl.batch_size}: pass a smaller bs= to the DataLoaders")
-    inner,world = getattr(dl, 'dl', dl),num_distrib() # fastai counts the batches of all processes
-    if world > 1 and getattr(inner, 'drop_last', False) and (n := getattr(inner, 'n', None)) is not None and (own := -(-n//world)) < inner.bs:
+    if type(dl).__name__ != 'DistributedDL' or type(inner := dl.dl).get_idxs is not DataLoader.get_idxs: return
+    if inner.drop_last and inner.n is not None and (own := -(-inner.n//num_distrib())) < inner.bs: # fastai counts the batches of all processes
         raise InputError(f"{own} training images of each process do not fill one batch of {inner.bs}: pass a smaller bs= to the DataLoaders")
 
 def choose(

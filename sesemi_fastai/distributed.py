@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from torch import nn,Tensor
 import pandas as pd
-from fastai.vision.all import Learner,patch,num_distrib,rank_distrib
+from fastai.vision.all import DataLoader,Learner,patch,num_distrib,rank_distrib
 from .core import InputError
 
 # %% ../nbs/03_distributed.ipynb #a2c1b27f
@@ -36,18 +36,18 @@ def loader_order(
 ): # A state; None where it draws from the global random numbers, as PyTorch's without a generator
     "Where a loader is in random numbers of its own"
     dl = plain_dl(dl)
-    if hasattr(dl, 'rng'): return dl.rng.getstate() # fastai's, which may have a dataset with a generator
+    if isinstance(dl, DataLoader): return dl.rng.getstate() # fastai's, which may have a dataset with a generator
     return None if getattr(dl, 'generator', None) is None else dl.generator.get_state()
 
 def set_loader_order(
     dl, # DataLoader, wrapped or not
     order # From `loader_order`
 ):
-    "Go to where it was"
+    "Go to where it was; a loader of another kind, as PyTorch's is one of fastai's while several processes train, stays where it is"
     dl = plain_dl(dl)
-    if order is None: return
-    if hasattr(dl, 'rng'): dl.rng.setstate(order)
-    else: dl.generator.set_state(order)
+    if isinstance(dl, DataLoader):
+        if isinstance(order, tuple): dl.rng.setstate(order)
+    elif isinstance(order, Tensor) and getattr(dl, 'generator', None) is not None: dl.generator.set_state(order)
 
 # %% ../nbs/03_distributed.ipynb #c008d709
 def _together(): return num_distrib() > 1 and dist.is_initialized()

@@ -97,7 +97,7 @@ def some_labels(
 ) -> list|None: # Class numbers; None where the targets are no classes with names, or stand in the items
     "Labels by which a dataset is told from one of the same items with other labels"
     target = ds.tls[getattr(ds, 'n_inp', 1)] if isinstance(ds, Datasets) and len(ds.tls) > getattr(ds, 'n_inp', 1) else None
-    if getattr(target, 'vocab', None) is None or columns_read(target): return None
+    if getattr(target, 'vocab', None) is None or columns_read(target) and len(target.tfms.fs) == 2: return None # a column, and numbers for its classes
     return [np.ravel(target[i]).tolist() for i in range(0, len(target), -(-len(target)//most))] if len(target) else []
 
 def same_images(
@@ -122,7 +122,8 @@ def class_names(
     n:int=0 # Classes of the network, if the DataLoaders have fewer or no names
 ) -> list:
     "Names of the classes; their numbers where they have none"
-    names = [class_name(o) for o in getattr(dls, 'vocab', None) or []]
+    vocab = getattr(dls, 'vocab', None)
+    names = [] if vocab is None or callable(vocab) else [class_name(o) for o in vocab]
     return names + [str(i) for i in range(len(names), n)]
 
 # %% ../nbs/10_items.ipynb #818e343a

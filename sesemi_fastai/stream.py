@@ -248,6 +248,7 @@ class UnlabeledStream:
         with self.random():
             for _ in progress(range(state.get('drawn', 0)), 'going on in the unlabeled images'): b = self._next()
         self.random.states = state['now']
+        set_loader_order(self.dl, state['order']) # where the labelled loader draws from the same
         if state.get('peeked') and state.get('drawn'): self._peeked = self._images(b) # made in advance, and not yet used
 
     def change(self,

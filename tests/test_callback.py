@@ -213,7 +213,22 @@ def test_optimizer_state_of_the_head_survives_between_epochs(make_learn):
         return torch.stack([a.detach(), b.detach()])
     assert torch.equal(run(False), run(True))
 
-@pytest.mark.cell('Optimizers', 'weight decay of biases as the Learner has it')
+def test_slow_weights_of_the_head_stay_where_no_step_has_moments():
+    a,b = (nn.Parameter(torch.ones(3)) for _ in 'ab')
+    opt,head = Lookahead(SGD([a], lr=.1)),HeadInOptimizer([b])
+    for _ in range(3):
+        head.enter(opt, True)
+        for _ in range(7):
+            ((a-2)**2+(b+1)**2).sum().backward()
+            opt.step(); opt.zero_grad()
+        head.leave()
+    whole = nn.Parameter(torch.ones(3))
+    other = Lookahead(SGD([whole], lr=.1))
+    for _ in range(21):
+        ((whole+1)**2).sum().backward()
+        other.step(); other.zero_grad()
+    assert torch.equal(b, whole)
+
 def test_moments_of_the_head_go_with_the_others(make_learn):
     "as `unfreeze` clears them"
     learn = fit(make_learn(cbs=SESEMI(), opt_func=Adam))
@@ -224,6 +239,7 @@ def test_moments_of_the_head_go_with_the_others(make_learn):
         assert bool(moments()) != cleared
         head.leave()
 
+@pytest.mark.cell('Optimizers', 'weight decay of biases as the Learner has it')
 def test_weight_decay_of_the_head_follows_the_learner(make_learn):
     for wd_bn_bias in (False,True):
         class Look(Callback):
