@@ -21,7 +21,7 @@ def accepted(
     "Take the suggestions whose score is at least `threshold`, or the `top` ones"
     if action not in ('drop','relabel'): raise InputError(f"action {action!r} is unknown: choose drop or relabel")
     need_numbers(threshold=threshold)
-    if not 0 <= threshold <= 1: raise InputError(f"{threshold:g} is no score, which are from 0 to 1; top=, --accept-top, takes so many")
+    if not 0 <= threshold <= 1: raise InputError(f"{threshold:g}: give a score from 0 to 1; top=, --accept-top, takes so many")
     need_columns(df, ['path','score', *['suggested']*(action == 'relabel')], 'the list')
     if top == 'auto': raise InputError("top='auto' is of the command line; here top=number_wrong(learn), or number_wrong(RUN), takes as many")
     if top is not None: need_numbers(whole=True, top=top)
