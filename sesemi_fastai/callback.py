@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from fastcore.basics import store_attr
 from fastai.vision.all import CancelEpochException,CancelFitException,DataLoader,Datasets,GradientAccumulation,Lookahead
 from fastai.vision.all import OptimWrapper,get_model,num_distrib
-from .core import InputError,need_a_batch,need_numbers
+from .core import InputError,need_numbers
 from .rotation import rotate_batch,turn_each,random_turns,smaller,rotation_loss,rotation_accuracy
 from .model import TwoBranch,not_reached
 from .stream import UnlabeledStream,is_transductive,sees_validation
 from .columns import TrainingColumns
 from .phase import around_next_phase,need_only_one
-from .distributed import from_first_rank,mean_gradients,mean_over_ranks
+from .distributed import from_first_rank,mean_gradients,mean_over_ranks,need_a_batch
 
 # %% ../nbs/09_callback.ipynb #6aebd6a8
 def sigmoid_rampup(

@@ -118,19 +118,20 @@ def _named(item):
     if isinstance(item, tuple): return str([_named(o) for o in item])
     return '/'.join(Path(item).parts[-2:]) if isinstance(item, (str,Path)) else str(item)
 
+def _digits(rows): return f'[{int(pd.util.hash_pandas_object(rows).sum())%10**8}]'
+
 def _digest(ds):
     "Of a dataset of rows or files: some digits that tell them, their labels and their order from others"
     items = getattr(ds, 'items', None)
     if isinstance(items, pd.DataFrame): rows = items.astype(str).reset_index(drop=True)
     elif isinstance(items, (list,L)) and len(items) and isinstance(items[0], (str,Path,tuple)): rows = pd.Series([_named(o) for o in items])
     else: return ''
-    return f' [{int(pd.util.hash_pandas_object(rows).sum())%10**8}]'
+    return f' {_digits(rows)}'
 
 def _told_labels(dls):
     "Of the training labels: some digits that tell them and the order of the classes from others; None where they are no classes"
-    labels = some_labels(getattr(dls, 'train_ds', None))
-    if labels is None and not class_names(dls): return None
-    return f"{len(class_names(dls))} classes [{int(pd.util.hash_array(np.array([str(class_names(dls)),str(labels)], object)).sum())%10**8}]"
+    labels,names = some_labels(getattr(dls, 'train_ds', None)),class_names(dls)
+    return f'{len(names)} classes {_digits(pd.Series([str(names),str(labels)]))}' if names or labels is not None else None
 
 def _finite(model): return all(o.isfinite().all() for o in model.state_dict().values() if o.is_floating_point())
 
@@ -180,7 +181,7 @@ class Checkpoint(StaysHome):
         if not finite: return print(f"no checkpoint of epoch {self.epoch+1}: some weights are not finite", file=sys.stderr)
         fname,stale = self.folder/f'fit-{self.n_fit}-epoch-{self.epoch+1:04}.pth',checkpoint_files(self.folder, self.n_fit) if self._anew else []
         write_checkpoint({**self._shared_state(), 'ranks':own, 'ended':ended}, fname)
-        for old in stale: old.unlink() if old != fname else None # of an earlier attempt at this fit, which may have come further
+        for old in {*stale} - {fname}: old.unlink() # of an earlier attempt at this fit, which may have come further
         self._anew = False
         for old in checkpoint_files(self.folder, self.n_fit)[self.keep:]: old.unlink()
 

@@ -50,7 +50,9 @@ class LabelCleaner:
         self._next.on_click(lambda _: self.show(self.page+1))
         self.widget = VBox([HBox([self._back,self._next,self._told]), self._images.widget])
         try: self.show(0)
-        except NameError: raise InputError("LabelCleaner is a widget, for a notebook") from None # `display`, which only a notebook has
+        except NameError as e: # which fastai's widgets take from the notebook
+            if e.name == 'display': raise InputError("LabelCleaner is a widget, for a notebook") from None
+            raise
 
     def _read(self):
         "What stands in the file, if there is one"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'int_or_text', 'one_line', 'make_folder', 'place_of_file', 'atomic_path',
-           'write_text', 'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns', 'cpu_units',
-           'need_memory', 'note', 'need_a_batch', 'choose', 'shows_bars', 'progress']
+           'write_text', 'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns', 'bf16_unit',
+           'need_memory', 'note', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time,torch
@@ -15,8 +15,6 @@ from pathlib import Path
 import pandas as pd
 from fastcore.imports import IN_NOTEBOOK
 from fastai.data.transforms import image_extensions
-from fastai.data.load import DataLoader
-from fastai.torch_core import num_distrib
 from fastprogress.fastprogress import format_time,progress_bar
 
 # %% ../nbs/00_core.ipynb #7dd20634
@@ -167,10 +165,12 @@ def _other_separator(df):
 
 
 # %% ../nbs/00_core.ipynb #924390c7
-def cpu_units() -> dict: # Names such as avx512_bf16, and whether it has them
-    "What the CPU computes with"
-    if hasattr(torch.cpu, 'get_capabilities'): return torch.cpu.get_capabilities()
-    return dict(avx512_bf16=torch.cpu._is_avx512_bf16_supported(), amx_bf16=torch.cpu._is_amx_tile_supported()) # PyTorch 2.10
+def bf16_unit() -> str|None: # AMX, BF16, or None
+    "What the CPU has that makes bf16 fast"
+    # PyTorch 2.10 is asked otherwise
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else dict(avx512_bf16=torch.cpu._is_avx512_bf16_supported(),
+        amx_bf16=torch.cpu._is_amx_tile_supported())
+    return next((v for k,v in dict(amx_bf16='AMX', avx512_bf16='BF16', bf16='BF16').items() if has.get(k)), None)
 
 def need_memory(
     n:int, # Bytes
@@ -196,18 +196,6 @@ def note(
 ):
     "Tell the user something that training does not need to stop for; of several processes the first one does"
     if not int(os.environ.get('RANK') or 0): print(f'note: {text}', file=sys.stderr, flush=True)
-
-def need_a_batch(
-    dl # Training loader
-):
-    "`InputError` if the images do not fill one batch"
-    try: n = len(dl)
-    except TypeError: return # of an iterable that nobody has counted
-    if n == 0:
-        raise InputError(f"the training images do not fill one batch of {getattr(dl, 'bs', None) or dl.batch_size}: pass a smaller bs= to the DataLoaders")
-    if type(dl).__name__ != 'DistributedDL' or type(inner := dl.dl).get_idxs is not DataLoader.get_idxs: return
-    if inner.drop_last and inner.n is not None and (own := -(-inner.n//num_distrib())) < inner.bs: # fastai counts the batches of all processes
-        raise InputError(f"{own} training images of each process do not fill one batch of {inner.bs}: pass a smaller bs= to the DataLoaders")
 
 def choose(
     options:dict, # What there is, by name

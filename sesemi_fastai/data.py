@@ -210,8 +210,7 @@ def _check_builder(size, bs, seed, min_scale, kwargs):
     if unknown := [k for k in kwargs if k not in known]:
         like = get_close_matches(unknown[0], {*known, *signature(table_dls).parameters} - {'kwargs'}, 1, .8)
         raise InputError(f"argument {unknown[0]!r} is unknown{f', {like[0]!r} is not' if like else ''}: the builders take those of fastai's DataLoaders "
-                         "besides their own; for "
-                         "other transforms or splits change the DataBlock of table_block")
+                         "besides their own; for other transforms or splits change the DataBlock of table_block")
 
 def _as_decided(df, fixes, path):
     "The corrected table, in which each class still has an image to learn from"

@@ -108,11 +108,11 @@ def _leave_results(learn, suspects, export, weights, out, corrections=None):
             learn.opt_func,learn.splitter,learn.opt = exportable(learn.opt_func),trainable_params,None # so that loading needs fastai only
             learn.export('export.pkl')
         if weights: write_weights(learn, learn.path/f'model.{weights}')
-        left = {'export.pkl':export, **{f'model.{o}':weights == o for o in ('pth','safetensors')}}
-        if old := [k for k,v in left.items() if not v and (learn.path/k).is_file()]: note(f"{learn.path/old[0]} is not of this run")
     except RuntimeError as e:
         raise OSError(f"the trained network cannot be written, maybe the disk is full: {one_line(e)[:80]}; sesemi-train --resume "
                       f"{quote(str(out))} tries again") from e
+    written = {'export.pkl':export, 'model.pth':weights == 'pth', 'model.safetensors':weights == 'safetensors'}
+    for k in (k for k,v in written.items() if not v and (learn.path/k).is_file()): note(f"{learn.path/k} is not of this run")
 
 @contextmanager
 def _ends_well(learn, keep):

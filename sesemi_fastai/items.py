@@ -14,8 +14,8 @@ from types import MethodType
 from fastcore.imports import equals
 from fastai.vision.all import Datasets,L,TensorCategory,Tensor,first,noop
 from fastai.callback.mixup import MixHandler
-from .core import InputError,columns_read,need_a_batch
-from .distributed import plain_dl
+from .core import InputError,columns_read
+from .distributed import need_a_batch,plain_dl
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/10_items.ipynb #31dc6bc2

@@ -223,7 +223,8 @@ _of_tables = dict(fn_col='path', label_col='label', valid_col='is_valid', pref='
 
 def _check_folder_arguments(source, path, given):
     "`InputError` for arguments that belong to a table"
-    if not isinstance(path, (str,Path,type(None))): raise InputError(f"path={path!r}: {source} is a folder, and needs none; bs=32 is a batch of 32 images")
+    if not isinstance(path, (str,Path,type(None))):
+        raise InputError(f"path={path!r}: {source} is a folder, and needs none; if that is the number of images in a batch: bs={path!r}")
     if path is not None and Path(path).resolve() != source.resolve():
         raise InputError(f"path={str(path)!r} belongs to a table: {source} is a folder, with its images below it")
     if bad := [k for k,v in _of_tables.items() if given[k] != v]:

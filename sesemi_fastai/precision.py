@@ -12,16 +12,14 @@ from torch import nn
 from contextlib import contextmanager
 from fastai.vision.all import L,Learner,MixedPrecision,ChannelsLast,patch,to_float
 from torch.amp import GradScaler
-from .core import InputError,cpu_units
+from .core import InputError,bf16_unit
 from .im2col import Im2col
 from .phase import StaysHome,around_next_phase
 
 # %% ../nbs/20_precision.ipynb #59f544a3
 precisions = 'auto','fp32','bf16','fp16'
 
-def _cpu_has_bf16():
-    has = cpu_units()
-    return any(has.get(o) for o in ('avx512_bf16','amx_bf16','bf16'))
+def _cpu_has_bf16(): return bf16_unit() is not None
 
 def best_precision(
     device:torch.device|str='cpu' # Where the model trains

@@ -14,7 +14,7 @@ from fastprogress.fastprogress import format_time
 from PIL import Image
 from fastai.vision.all import default_device,num_distrib,rank_distrib
 import sesemi_fastai
-from .core import InputError,cpu_units,write_text
+from .core import InputError,bf16_unit,write_text
 from .phase import StaysHome
 from .recipe import config_of
 
@@ -24,15 +24,11 @@ def _cpu_name():
     except OSError: return platform.processor()
     return next((o.split(':')[1].strip() for o in lines if o.startswith('model name')), platform.machine())
 
-def _cpu_units():
-    "What a CPU computes with: vectors, and what makes bf16 fast where it has that"
-    has = cpu_units()
-    bf16 = next((v for k,v in dict(amx_bf16='AMX', avx512_bf16='BF16', bf16='BF16').items() if has.get(k)), None)
-    return ', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(),bf16)))
+def _told_cpu(): return f"{_cpu_name()} ({', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(),bf16_unit())))})"
 
 def device_info() -> dict: # Name, CPU cores, threads in use, processes of the run
     "The device that training uses"
-    name = torch.cuda.get_device_name() if torch.device(default_device()).type == 'cuda' else f'{_cpu_name()} ({_cpu_units()})'
+    name = torch.cuda.get_device_name() if torch.device(default_device()).type == 'cuda' else _told_cpu()
     return dict(device=name, cores=os.cpu_count(), threads=torch.get_num_threads(), processes=max(1, num_distrib()))
 
 def _version(package):

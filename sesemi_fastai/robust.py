@@ -14,8 +14,8 @@ from torch import nn
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib
 from .columns import TrainingColumns
-from .core import InputError,need_a_batch,note
-from .distributed import sum_over_ranks
+from .core import InputError,note
+from .distributed import need_a_batch,sum_over_ranks
 from .items import ItemIndex,need_one_target,same_images
 from .losses import TemporalTargets,TrainingLoss
 from .phase import around_next_phase,need_only_one

@@ -218,7 +218,6 @@ class UnlabeledStream:
     def _begin_pass(self):
         self._start,self._drawn,self._it = dict(now=get_random_states(), order=loader_order(self.dl)),0,iter(self.dl)
 
-
     def batch(self) -> Tensor: # Images, [B,C,H,W]
         "The next unlabeled images"
         x,self._peeked = self.peek(),None

@@ -8,31 +8,25 @@ __all__ = ['share_wrong', 'learned_nothing', 'number_wrong']
 # %% ../nbs/34a_trust.ipynb #0f19cf87
 import math
 import pandas as pd
-from contextlib import contextmanager
 from pathlib import Path
-from fastai.vision.all import Learner,Tensor,first,no_random,noop
+from fastai.vision.all import Learner,Recorder,Tensor,first,no_random,noop,risinstance
 from .core import InputError,need_numbers
 from .predictions import Predictions,class_counts
 from .record import read_record
 from .robust import RobustLoss
 
 # %% ../nbs/34a_trust.ipynb #86c7c1c4
-@contextmanager
-def _untouched(learn):
-    "What the Recorder has kept of the last fit, and random numbers, are afterwards as they were"
-    rec = getattr(learn, 'recorder', None)
-    kept = dict(vars(rec)) if rec else {}
-    with no_random(0, reproducible=False), learn.no_bar(), learn.no_logging():
-        try: yield
-        finally:
-            if rec: vars(rec).update(kept)
+def _predicted(learn):
+    "Outputs and labels of the validation images; the Recorder, which would begin anew, and random numbers stay as they are"
+    recorder = learn.cbs.filter(risinstance(Recorder))
+    with no_random(0, reproducible=False), learn.no_bar(), learn.removed_cbs(recorder): return learn.get_preds(act=noop)
 
 def _valid_counts(learn):
     "Validation images of each class, and how many are predicted rightly, by the last validation of a fit or a new one; None where that cannot be"
     cb = first(learn.cbs, lambda o: isinstance(o, Predictions))
     if cb is not None and cb.last: return class_counts(cb.frame())
     if len(learn.dls.loaders) < 2 or not hasattr(learn.dls.valid, 'new') or not len(learn.dls.valid_ds): return None
-    with _untouched(learn): preds,targs = learn.get_preds(act=noop)
+    preds,targs = _predicted(learn)
     if not all(isinstance(o, Tensor) for o in (preds,targs)) or (preds.ndim,targs.ndim) != (2,1) or targs.is_floating_point(): return None
     return class_counts(pd.DataFrame(dict(label=targs.tolist(), predicted=preds.argmax(1).tolist())).astype(str))
 
@@ -44,28 +38,25 @@ def _record_of(run):
     res,counts = dict(data=dict(train_images=len(run.dls.train_ds))),_valid_counts(run)
     return res if counts is None else dict(res, accuracy=counts.right.sum()/counts.valid.sum(), classes=counts.to_dict('index'))
 
-def _trained_by(learn):
-    "The estimate of a Learner's own method, or of one that it had for its last fit alone; nan if there is none"
+def _known(share): return share is not None and not math.isnan(share)
+
+def _estimate_of(learn):
+    "The estimate of a Learner's own method, or of one that it had for its last fit alone; None if there is none"
     if not len(learn.dls.train_ds): raise InputError("an exported Learner has no images: ask the one that was trained, or the folder of its run")
     cb = first(learn.cbs, lambda o: isinstance(o, RobustLoss))
     if cb is not None and cb.learn is not learn:
         raise InputError("the callbacks of this Learner belong to another one by now: each Learner needs callbacks of its own")
-    share = getattr(cb and cb.loss_func_of_training, 'wrong_labels', math.nan)
     rec = getattr(learn, 'recorder', None)
-    if math.isnan(share) and getattr(rec, 'values', None): # of a callback of that fit alone
-        shown = {k.removeprefix('train_'):v for k,v in zip(rec.metric_names[1:], rec.values[-1])}
-        share = shown.get('wrong_labels')
-    return math.nan if share is None else share
+    shown = {k.removeprefix('train_'):v for k,v in zip(rec.metric_names[1:], rec.values[-1])} if getattr(rec, 'values', None) else {}
+    return first((getattr(cb and cb.loss_func_of_training, 'wrong_labels', None),shown.get('wrong_labels')), _known)
 
 def share_wrong(
     run:dict|str|Path|Learner # Record or folder of a run of `sesemi-train --out`, or a Learner that was trained
 ) -> float|None: # 0 to 1; None where its method makes no estimate
     "The share of the training labels that the training took to be wrong"
-    if isinstance(run, Learner):
-        share = _trained_by(run)
-        return None if math.isnan(share) else share
+    if isinstance(run, Learner): return _estimate_of(run)
     history = _record_of(run).get('history')
-    return history[-1].get('wrong_labels') if history else None
+    return first([history[-1].get('wrong_labels')] if history else [], _known)
 
 def learned_nothing(
     run:dict|str|Path|Learner # Record or folder of a run, or a Learner, which predicts its validation images where `Predictions` has not kept them
@@ -85,6 +76,7 @@ def number_wrong(
 ) -> int: # At least 1
     "How many labels of a list to take for wrong, as many as the training took to be; `InputError` where that says little"
     if n is not None: need_numbers(whole=True, n=n)
+    if n is not None and n < 1: raise InputError(f"n={n}: give the number of labels in the list")
     if isinstance(run, (str,Path)) and not (Path(run)/'record.json').is_file(): raise InputError(f"there is no record of a run in {run}: give a number")
     if (share := share_wrong(run)) is None:
         name = 'this Learner' if isinstance(run, Learner) else 'the run' if isinstance(run, dict) else f'the run in {run}'
@@ -95,7 +87,8 @@ def number_wrong(
     if share > .6:
         raise InputError(f"the training took about {100*share:.0f}% of the labels to be wrong, as it does while it has learned little: "
                          "train longer, or give a number")
-    if not (res := round(share*(record['data']['train_images'] if n is None else n))):
+    if n is None and (n := record.get('data', {}).get('train_images')) is None: raise InputError("the record does not say how many images it is of: give n=")
+    if not (res := round(share*n)):
         raise InputError("the training took no label to be wrong, as it also does where images are few or wrong labels memorised: look at the list, "
                          "and give a number")
     return res

@@ -3,11 +3,9 @@ import sys, warnings
 from pathlib import Path
 warnings.filterwarnings('ignore')
 import torch
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ItemTransform, Learner, PILImage, RandomSplitter, Resize, accuracy, get_image_files,
-    parent_label)
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ItemTransform, Learner, RandomSplitter, Resize, accuracy, get_image_files, parent_label)
 from fastai.data.load import SkipItemException
 from sesemi_fastai.all import ELR, RobustLoss, SESEMI
-from sesemi_fastai.core import InputError
 from sesemi_fastai.distributed import leave_together
 from conftest import tiny_model
 

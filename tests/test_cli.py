@@ -252,6 +252,13 @@ def test_nobody_knows_how_many_own_labels_are_wrong(mini, tmp_path):
     res = run('sesemi-train', '--path', mini, '--split-seed', 1, *small)
     assert res.returncode == 2 and 'belongs to --dataset own' in res.stderr
 
+def test_a_network_of_an_earlier_run_is_told(mini, tmp_path):
+    args = ['sesemi-train', '--path', mini, '--epochs', 1, '--out', tmp_path/'o', *small]
+    assert 'not of this run' not in run(*args, '--export').stderr
+    (tmp_path/'o/record.json').unlink()
+    res = run(*args, '--seed', 1)
+    assert res.returncode == 0 and res.stderr.count(f"{tmp_path/'o/export.pkl'} is not of this run") == 1, res.stderr
+
 def test_a_table_with_names_of_its_own(mini, tmp_path):
     "Columns, and what names lack of paths, as the errors say them; the same images and the same training as from a table with usual names"
     shutil.copytree(mini/'train', tmp_path/'dogs/train')

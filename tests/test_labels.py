@@ -137,6 +137,12 @@ def test_one_of_a_kind_in_a_fit(make_learn, make):
     assert not hasattr(learn, cb.name)
     assert getattr(fit(learn), cb.name) is cb
 
+def test_the_cleaner_outside_of_a_notebook(trained, mini):
+    pytest.importorskip('ipywidgets')
+    code = f"from sesemi_fastai.all import *\nLabelCleaner(read_labels({str(trained)!r}), {str(mini)!r})"
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert res.stderr.strip().endswith('InputError: LabelCleaner is a widget, for a notebook'), res.stderr
+
 def test_two_kinds_of_a_kind(make_learn):
     class Mine(RobustLoss): pass
     class Yours(RobustLoss): pass
