@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['own_share', 'plain_dl', 'need_a_batch', 'loader_order', 'set_loader_order', 'from_first_rank', 'sum_over_ranks',
-           'max_over_ranks', 'mean_over_ranks', 'mean_gradients', 'gathered', 'states_for_here', 'own_gpu',
-           'leave_together']
+           'max_over_ranks', 'mean_over_ranks', 'mean_gradients', 'gathered', 'gpu_states', 'states_for_here',
+           'own_gpu', 'leave_together']
 
 # %% ../nbs/03_distributed.ipynb #f12ace72
 import os,torch
@@ -109,12 +109,16 @@ def gathered(
     return res
 
 # %% ../nbs/03_distributed.ipynb #f77ccec9
+def gpu_states() -> list: # One tensor for each GPU
+    "The random states of the GPUs that are here"
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
 def states_for_here(
     states:dict # From fastai's `get_random_states`
 ) -> dict: # For its `set_random_states`
     "Random states with as many of GPUs as there are here"
-    if not torch.cuda.is_available(): return states
-    known,here = states.get('torch_cuda_state') or [],torch.cuda.get_rng_state_all()
+    if not (here := gpu_states()): return states
+    known = states.get('torch_cuda_state') or []
     return {**states, 'torch_cuda_state':[*known, *here[len(known):]][:len(here)]}
 
 # %% ../nbs/03_distributed.ipynb #bc84504e

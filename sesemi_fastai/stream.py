@@ -7,52 +7,59 @@ __all__ = ['OwnRandom', 'is_transductive', 'sees_validation', 'unlabeled_items',
            'show_rotated_batch']
 
 # %% ../nbs/06_stream.ipynb #1d461f1b
-import os,warnings
+import os,random,warnings
 from contextlib import contextmanager
 from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import (Path,Tensor,TensorImage,Datasets,TfmdDL,DataLoader,DataLoaders,get_first,
-                               get_random_states,set_random_states,no_random,is_iter,is_listy,rank_distrib,show_image,plt)
+                               no_random,is_iter,is_listy,rank_distrib,show_image,plt)
 from torch.utils.data import DataLoader as TorchDataLoader
 from .batches import StoreDL
 from .core import InputError,columns_read,image_files,need_numbers,note,progress,real_paths
-from .distributed import loader_order,own_share,plain_dl,set_loader_order,states_for_here
+from .distributed import gpu_states,loader_order,own_share,plain_dl,set_loader_order,states_for_here
 from .rotation import rotate_batch
 from .scan import image_fault
 
 # %% ../nbs/06_stream.ipynb #5564c992
-def _of_torch(): return torch.get_rng_state(),torch.cuda.get_rng_state_all()
-def _set_of_torch(state, of_gpus):
-    torch.set_rng_state(state)
-    torch.cuda.set_rng_state_all(of_gpus)
+def _of_torch(): return dict(torch_state=torch.get_rng_state(), torch_cuda_state=gpu_states())
+def _set_of_torch(states):
+    torch.set_rng_state(states['torch_state'])
+    torch.cuda.set_rng_state_all(states['torch_cuda_state'])
+
+def _random_states():
+    "As fastai's `get_random_states`, without settings of the process"
+    return dict(random_state=random.getstate(), numpy_state=np.random.get_state(), **_of_torch())
+def _set_random_states(states):
+    random.setstate(states['random_state'])
+    np.random.set_state(states['numpy_state'])
+    _set_of_torch(states)
 
 class OwnRandom:
     "Random states of Python, NumPy and PyTorch that are in force only inside the context"
     def __init__(self,
         seed:int=0 # Where the own states begin
     ):
-        with no_random(seed, reproducible=False): self.states = get_random_states()
+        with no_random(seed, reproducible=False): self.states = _random_states()
 
     @contextmanager
     def __call__(self):
         "Use the own states inside, and go on from there the next time"
-        outer = get_random_states()
-        # settings of the process, not states
-        set_random_states(**{**states_for_here(self.states), **{k:v for k,v in outer.items() if k in ('torch_deterministic','torch_benchmark')}})
+        outer = _random_states()
+        _set_random_states(states_for_here(self.states))
         try: yield
         finally:
-            self.states = get_random_states()
-            set_random_states(**outer)
+            self.states = _random_states()
+            _set_random_states(outer)
 
     @contextmanager
     def of_torch(self):
         "The same for PyTorch's generators alone, in a fraction of the time: for what draws from no other"
-        outer,own = _of_torch(),states_for_here(self.states)
-        _set_of_torch(own['torch_state'], own['torch_cuda_state'])
+        outer = _of_torch()
+        _set_of_torch(states_for_here(self.states))
         try: yield
         finally:
-            self.states = {**self.states, **dict(zip(('torch_state','torch_cuda_state'), _of_torch()))}
-            _set_of_torch(*outer)
+            self.states = {**self.states, **_of_torch()}
+            _set_of_torch(outer)
 
 # %% ../nbs/06_stream.ipynb #daf0ec55
 def is_transductive(
@@ -216,7 +223,7 @@ class UnlabeledStream:
         raise InputError("the unlabeled DataLoader gives no batch: lower its batch size")
 
     def _begin_pass(self):
-        self._start,self._drawn,self._it = dict(now=get_random_states(), order=loader_order(self.dl)),0,iter(self.dl)
+        self._start,self._drawn,self._it = dict(now=_random_states(), order=loader_order(self.dl)),0,iter(self.dl)
 
     def batch(self) -> Tensor: # Images, [B,C,H,W]
         "The next unlabeled images"

@@ -151,6 +151,19 @@ def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatc
     monkeypatch.setattr(TrainingLoss, '_check', lambda *args: None) # a look at the labels where that costs nothing: on a CPU
     fit(Learner(dls, tiny_model(), path=tmp_path, cbs=cbs).to_precision('bf16' if device == 'cuda' else 'fp32'), 3)
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there are GPUs to be asked for')
+@pytest.mark.parametrize('name', methods)
+def test_no_step_looks_for_gpus_that_are_not_there(image_folder, tmp_path, monkeypatch, name):
+    "Each time PyTorch counts them, it looks for the driver's libraries, which takes milliseconds"
+    asked,steps,count = [],[],torch.cuda.device_count
+    for o in (torch.cuda,torch.cuda.random): monkeypatch.setattr(o, 'device_count', lambda: asked.append(1) or count())
+    class Asked(Callback):
+        def after_batch(self): steps.append(len(asked))
+    dls = own_dls(image_folder, size=32, bs=8, num_workers=0, store=tmp_path/'store')
+    fit(Learner(dls, tiny_model(), path=tmp_path, cbs=[*robust_cbs(name), SESEMI(), FiniteLoss(), Asked()]))
+    n = len(dls.train)
+    assert n > 2 and steps[n-1] == steps[0], f'{steps[n-1]-steps[0]} times in {n-1} steps'
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_resumed_on_a_gpu(image_folder, tmp_path):
