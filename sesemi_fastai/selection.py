@@ -7,7 +7,6 @@ __all__ = ['probability_clean', 'SmallLoss', 'chosen_labels', 'rejected_items']
 
 # %% ../nbs/12_selection.ipynb #fd078f65
 import torch, torch.nn.functional as F
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from fastai.vision.all import first,num_distrib
 from .callback import SESEMI
@@ -30,6 +29,7 @@ def probability_clean(
     if x.isfinite().sum() < 2: return torch.ones_like(losses)
     x = x.nan_to_num(*[x[x.isfinite()].max().item()]*2)
     if (span := x.max()-x.min()) <= 1e-6*x.abs().max(): return torch.ones_like(losses)
+    from sklearn.mixture import GaussianMixture # of all that the package needs the slowest to import
     x = ((x-x.min())/span).numpy()[:,None]
     gmm = GaussianMixture(2, reg_covar=5e-4, random_state=0).fit(x)
     return torch.tensor(gmm.predict_proba(_no_way_back(x, gmm))[:,gmm.means_.argmin()], dtype=losses.dtype, device=losses.device)

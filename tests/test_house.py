@@ -174,3 +174,10 @@ def test_version_stands_once():
 def test_all_shadows_nothing_of_fastai():
     import fastai.vision.all as theirs, sesemi_fastai.all as ours
     assert [k for k,v in vars(ours).items() if not k.startswith('_') and getattr(theirs, k, v) is not v] == []
+
+def test_the_import_brings_little_that_fastai_has_not():
+    "Seconds depend on the machine; what is imported does not"
+    code = ("import sys, warnings; warnings.simplefilter('ignore'); from fastai.vision.all import *; before = set(sys.modules); import sesemi_fastai.all\n"
+            "print(*{o.split('.')[0] for o in set(sys.modules)-before})")
+    brought = set(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split())
+    assert 'sesemi_fastai' in brought and brought <= {'sesemi_fastai','tomllib','torchvision'}, brought
