@@ -267,6 +267,9 @@ class SESEMI(TrainingColumns):
         "Stream and branch for the Learner's data and model; kept for the next fit as long as model and settings stay, with other images if the data change"
         self._seen = None
         if getattr(self.dls, 'n_inp', 1) != 1: raise InputError(f"SESEMI turns one image, and the network takes {self.dls.n_inp} inputs: leave it out")
+        if (self._own_batch or self.bn == 'joint') and isinstance(self.learn.model, nn.DataParallel) and len(self.learn.model.device_ids) > 1:
+            raise InputError("DataParallel splits a batch between GPUs, and this pass needs it whole: bn='separate' and unlabeled images, or a process "
+                             "for each GPU, with learn.torchrun_ctx()")
         made_for = get_model(self.learn.model),self.unlabeled,self.features,(self.bs,self.num_workers,self.seed)
         before,self._data = self._data,(self.learn.dls,_transforms(self.dls.train))
         moved = before not in (None,self._data)

@@ -99,7 +99,7 @@ def sesemi_train(
         last = f'with --max-steps {steps}' if steps else 'after the last epoch'
         left = f"record{', predictions and suspected labels' if out and Path(out, 'labels.csv').exists() else ' and predictions'} are in {out}"
         print(f"validation accuracy {100*record['accuracy']:.1f} % {last}{_told_worst(record)}, {100*record['best_accuracy']:.1f} % after the "
-              f"best epoch{f'; {left}'*bool(out)}", file=sys.stderr)
+              f"best epoch; {left if out else 'nothing else is kept without --out'}", file=sys.stderr)
         print(json.dumps(record))
 
 # %% ../nbs/47_cli.ipynb #341b0641

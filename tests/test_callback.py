@@ -444,6 +444,13 @@ def test_own_random_states_leave_settings_of_the_process_alone():
         assert torch.backends.cudnn.deterministic != was
     finally: torch.backends.cudnn.deterministic = was
 
+@pytest.mark.parametrize('kwargs', [dict(bn='joint'), dict(unlabeled='batch')])
+def test_a_batch_that_is_split_between_gpus_is_no_place_for_a_shared_pass(make_learn, kwargs):
+    learn = make_learn(cbs=SESEMI(**kwargs))
+    learn.model = nn.DataParallel(learn.model)
+    learn.model.device_ids = [0,1] # as on two GPUs
+    with pytest.raises(InputError, match='DataParallel splits a batch'): fit(learn)
+
 @pytest.mark.parametrize('n,says', [(lambda epoch: 2.5,'whole number'), (lambda epoch: 0,'at least one step')])
 def test_steps_of_an_epoch_that_are_none(make_learn, n, says):
     with pytest.raises(InputError, match=says): fit(make_learn(cbs=StepsPerEpoch(n)))
