@@ -32,10 +32,12 @@ def _sgd(params, fused=True, **kwargs): return torch.optim.SGD(params, **{'lr':1
 def _sync(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
 
+def _no_bare_step():
+    return InputError("the bare step needs a network that is its children in turn, the last of them a linear layer, such as resnet18 or xresnet18")
 def _two_heads(model):
     "All of a network but its last linear layer, that layer, and a layer for the four turns"
     *body,head = model.children()
-    if not isinstance(head, nn.Linear): raise InputError("the bare step needs a network whose last child is a linear layer, such as resnet18 or xresnet18")
+    if not isinstance(head, nn.Linear): raise _no_bare_step()
     return nn.Sequential(*body, nn.Flatten()),head,nn.Linear(head.in_features, 4)
 
 class BareStep:
@@ -55,8 +57,17 @@ class BareStep:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net = nn.ModuleList(_two_heads(make_model(arch, 10))).to(self.device, memory_format=layout)
         self.x,self.u = (torch.randn(4*bs, 3, size, size, device=self.device).contiguous(memory_format=layout) for _ in range(2))
+        self._look()
         self.y,self.turns = (torch.randint(0, n, (4*bs,), device=self.device) for n in (10,4))
         self.opt,self.scaler = _sgd(self.net.parameters()),torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
+
+    @torch.no_grad()
+    def _look(self):
+        "`InputError` for a network that does more than its children in turn, such as to pool"
+        body,head,_ = self.net.eval()
+        try: head(body(self.x[:1]))
+        except RuntimeError: raise _no_bare_step() from None
+        self.net.train()
 
     def step(self):
         "One step"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'need_numbers', 'int_or_text', 'one_line', 'make_folder', 'place_of_file', 'atomic_path',
-           'write_text', 'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns', 'bf16_unit',
-           'need_memory', 'note', 'choose', 'shows_bars', 'progress']
+           'write_text', 'folders_below', 'image_files', 'columns_read', 'real_paths', 'read_table', 'need_columns',
+           'bf16_unit', 'need_memory', 'note', 'choose', 'shows_bars', 'progress']
 
 # %% ../nbs/00_core.ipynb #a07771cb
 import os,sys,tempfile,time,torch
@@ -95,12 +95,11 @@ def write_text(
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #62773df0
-def image_files(
+def folders_below(
     folder:str|Path # Folder
-) -> list[Path]: # Sorted
-    "The image files below `folder` but for hidden ones; links to folders are followed, each folder is read once and under its own name if it lies there"
-    if not Path(folder).is_dir(): raise InputError(f"there is no folder {folder}")
-    seen,found,starts = set(),[],[os.fspath(folder)]
+): # Pairs of a folder, a `Path`, and the names of its files
+    "`folder` and those below it but for hidden ones; links to folders are followed, each folder comes once and under its own name if it lies there"
+    seen,starts = set(),[os.fspath(folder)]
     def refused(e):
         if isinstance(e, PermissionError): raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
     for start in starts: # which grows by the links, so that they come last
@@ -110,8 +109,14 @@ def image_files(
             seen.add((st.st_dev,st.st_ino))
             folders[:] = sorted(o for o in folders if not o.startswith('.'))
             starts += [os.path.join(top, o) for o in folders if os.path.islink(os.path.join(top, o))]
-            found += [Path(top)/o for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.')]
-    return sorted(found)
+            yield Path(top),files
+
+def image_files(
+    folder:str|Path # Folder
+) -> list[Path]: # Sorted
+    "The image files below `folder` but for hidden ones, in folders as `folders_below` finds them"
+    if not Path(folder).is_dir(): raise InputError(f"there is no folder {folder}")
+    return sorted(top/o for top,files in folders_below(folder) for o in files if Path(o).suffix.lower() in image_extensions and not o.startswith('.'))
 
 def columns_read(
     tl # `TfmdLists` of a table

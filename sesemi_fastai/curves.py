@@ -71,7 +71,8 @@ def kind_names(
 ) -> dict: # Text by kind
     "What each kind of run is called in a legend, with the number of runs where it differs"
     differ = len({len(v) for v in kinds.values()}) > 1
-    return {k:', '.join(k) + f" ({len(v)} run{'s'*(len(v) > 1)})"*differ for k,v in kinds.items()}
+    def drawn(k): return ', '.join(k).encode('utf-8', 'replace').decode() # names of folders may be no UTF-8
+    return {k:drawn(k) + f" ({len(v)} run{'s'*(len(v) > 1)})"*differ for k,v in kinds.items()}
 
 def _told(kinds):
     "Names for the legend, and what stands above them"

@@ -34,6 +34,7 @@ def one_line_errors(
     go_on:str='' # What to do after an early end
 ):
     "Say the user's mistakes in one line on stderr"
+    if getattr(sys.stdout, 'errors', None) == 'strict': sys.stdout.reconfigure(errors='backslashreplace') # names of files may be no UTF-8
     try:
         with _sigterm_like_ctrl_c():
             yield

@@ -67,11 +67,12 @@ class ForwardCorrection(TemporalTargets):
     def begin(self,
         n:int, # Training images
         device, # Where the targets live
-        done:float=0. # Share of the fit that is done
+        done:float=0., # Share of the fit that is done
+        weights:Tensor|None=None # How often each image is shown, [n], sum 1; None for all alike
     ):
         "Set rate or matrix of wrong labels for an epoch over `n` images, how far regularisation has taken over, and how far labels are doubted"
         super().begin(n, device, done)
-        passes,self.sizes = round(self.passes),self._unequal()
+        passes,self.sizes = round(self.passes),self._unequal(weights)
         self.rarer = self._rarer()
         share,matrix = self._estimate() if passes else (math.nan,None)
         self.taken,self.doubted = self._how_far(passes, share)
@@ -90,13 +91,15 @@ class ForwardCorrection(TemporalTargets):
         if matrix is None: self.rate = trust*min(share, 1-1/classes)
         else: self.matrix = trust*matrix + (1-trust)*torch.eye(classes, device=device)
 
-    def _unequal(self):
-        "Images of each class, by the given labels; None where classes are of like size, or few images are seen"
+    def _unequal(self, weights):
+        "Images of each class as they are shown, by the given labels; None where classes are of like size, or few images are seen"
         if self.targets is None: return None
         labels = self._seen[1]
-        sizes = labels[labels >= 0].bincount(minlength=self.targets.shape[1]-1)
+        seen = labels >= 0
+        if seen.sum() < .95*self.n: return None
+        sizes = labels[seen].bincount(None if weights is None else self.n*weights.to(labels.device)[seen], minlength=self.targets.shape[1]-1)
         # a class that no image is said to have is not rare
-        return sizes if sizes.sum() >= .95*self.n and sizes.max() > _alike*sizes[sizes > 0].min() else None
+        return sizes if sizes.max() > _alike*sizes[sizes > 0].min() else None
 
     def _rarer(self):
         "Logarithm of how much rarer than the largest class each class is, at most that of `boost`; None for not at all"

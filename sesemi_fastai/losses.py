@@ -115,7 +115,8 @@ class TemporalTargets(TrainingLoss):
     def begin(self,
         n:int, # Training images
         device, # Where the targets live
-        done:float=0. # Share of the fit that is done
+        done:float=0., # Share of the fit that is done
+        weights:Tensor|None=None # How often each image is shown, [n], sum 1; None for all alike
     ):
         "Be ready for an epoch over `n` images; targets that are there stay"
         if self.targets is not None: self.targets = self.targets.to(device) if len(self.targets) == n else None

@@ -78,7 +78,7 @@ class Memorisation(ItemIndex, TrainingColumns):
                    changed=self._changed())
         row = {k:row[k] for k in self.columns}
         self.history.append(row)
-        self.fill_columns(row)
+        self.fill_columns({k:float('nan') if v is None else v for k,v in row.items()}) # as loggers need numbers
         self.counts = None
 
     def _changed(self):

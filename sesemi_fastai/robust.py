@@ -15,7 +15,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib
 from .columns import TrainingColumns
 from .core import InputError,note
-from .distributed import need_a_batch,sum_over_ranks
+from .distributed import need_a_batch,plain_dl,sum_over_ranks
 from .items import ItemIndex,need_one_target,same_images
 from .losses import TemporalTargets,TrainingLoss
 from .phase import around_next_phase,need_only_one
@@ -35,6 +35,12 @@ def _extras(loss):
     return (['class weights']*bool(of('weight')) + ['label smoothing']*any(o > 0 for o in of('eps','label_smoothing'))
             + ['focal gamma']*any(o > 0 for o in of('gamma'))
         + ['ignore_index']*any(o != -100 for o in of('ignore_index')) + ['sum over the batch']*('sum' in of('reduction')))
+
+def _weights(dl, n):
+    "How often a loader shows each image, where it is fastai's `WeightedDL`; None elsewhere"
+    dl = plain_dl(dl)
+    w = getattr(dl, 'wgts', None)
+    return None if w is None or len(w) != n or not dl.shuffle else torch.as_tensor(w, dtype=torch.float32)
 
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
 
@@ -66,11 +72,20 @@ class RobustLoss(ItemIndex, TrainingColumns):
         if isinstance(self.loss_func_of_training, TemporalTargets): self.loss_func_of_training.pretrained = getattr(self.learn, 'pretrained', False) is True
         if getattr(self.loss_func_of_training, 'unmixed', False) and any(isinstance(o, MixHandler) for o in self.learn.cbs):
             raise InputError(f"{type(self.loss_func_of_training).__name__} needs unmixed images: leave out MixUp and CutMix")
+        self._need_mixed_losses()
         now = self.dls,get_model(self.learn.model)
         if self.of and not same_images(self.of, now) and self._memory() is not None:
             setattr(self.loss_func_of_training, self.loss_func_of_training.remembers, None)
         self.of = now
         self.show_columns()
+
+    def _need_mixed_losses(self):
+        "Of losses that do not say that labels are numbers `MixUp` mixes the labels, and of others the losses"
+        loss,mixes = self.loss_func_of_training,any(isinstance(o, MixHandler) for o in self.learn.cbs)
+        if mixes and getattr(self.learn.loss_func, 'y_int', False) and not getattr(loss, 'y_int', False):
+            name = getattr(loss, '__name__', type(loss).__name__)
+            raise InputError(f"MixUp and CutMix need a loss that has y_int, as fastai's own and those of this package; {name} has not: for cross-entropy "
+                             "take CrossEntropyLossFlat()")
 
     def _tell_what_is_lost(self):
         "Settings of the Learner's own loss that training does without"
@@ -93,7 +108,8 @@ class RobustLoss(ItemIndex, TrainingColumns):
         loss = self.loss_func_of_training
         if self._remembers: super().before_epoch()
         if self.passive: return
-        if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.device, self.epoch/self.n_epoch)
+        weights = _weights(self.dls.train, n := len(self.dls.train_ds)) if isinstance(loss, TemporalTargets) else None
+        if hasattr(loss, 'begin'): loss.begin(n, self.device, self.epoch/self.n_epoch, **{} if weights is None else dict(weights=weights))
         around_next_phase(self.learn, self._with_loss, ['train'])
 
     @property

@@ -34,14 +34,18 @@ class StepsPerEpoch(StaysHome):
         if not own or not bs or own < bs:
             raise InputError("epochs of a number of steps need a fastai DataLoader with an indexed training set that fills a batch")
         was = {k:vars(dl)[k] for k in ('n','get_idxs') if k in vars(dl)}
-        get,want = dl.get_idxs,self._steps()*bs*max(1, num_distrib())
+        steps = self._steps()
+        get,want = dl.get_idxs,steps*bs*max(1, num_distrib())
         def get_idxs(dl): # by this name the loader's own in a process that is not forked
             dl.n,idxs = own,[]
             while len(idxs) < want: idxs += list(get())[:own//dl.bs*dl.bs]
             dl.n = want
             return idxs[:want]
         dl.n,dl.get_idxs = want,MethodType(get_idxs, dl)
-        try: yield
+        try:
+            if len(self.learn.dl) != steps:
+                raise InputError(f"epochs of a number of steps need a DataLoader whose length follows its images, and {type(dl).__name__} has one of its own")
+            yield
         finally:
             del dl.get_idxs
             vars(dl).update(was)

@@ -15,7 +15,7 @@ from .checks import check_options,check_types
 from .experiment import train_run
 from .folder import Busy,alone,begun,clear,is_done,was_left
 from .recipe import file_options,recipe_options,resolved,rotated_bs,rotates
-from .record import read_record
+from .record import finished_record
 
 # %% ../nbs/39_study.ipynb #22fee7e3
 def run_cost(
@@ -23,7 +23,8 @@ def run_cost(
 ) -> float: # In forward and backward passes over the labelled images, roughly
     "How long a run takes, compared with others of a study"
     c = resolved(config)
-    rotated = rotated_bs(c)/c['bs']/c['every']
+    alone = min(1, c['rot_only']/c['epochs']) # where each step rotates
+    rotated = rotated_bs(c)/c['bs']*(alone+(1-alone)/c['every'])
     if c['rot_size']: rotated *= (c['rot_size']/c['size'])**2
     return c['epochs']*(1+rotated)
 
@@ -176,6 +177,6 @@ def study_records(
     out:str|Path # Folder of its records
 ) -> list[dict]: # In the order of the study
     "The finished records of a study"
-    found = [read_record(Path(out)/name) for name,config in runs.items() if is_done(Path(out)/name, config)]
+    found = [finished_record(Path(out)/name/'record.json') for name,config in runs.items() if is_done(Path(out)/name, config)]
     if not found: raise InputError(f"no run of the study is finished in {out}")
     return found

@@ -73,10 +73,11 @@ def records_frame(
         rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records]))
 
 def _same_digest(df):
-    "Older records have no digest of their data: if all others of the same name and noise have one in common, it is theirs"
+    "Older records have no digest of their data: if all others of the same name and noise have one in common, it is theirs; own data else are known by their file"
     if not len(df): return df
-    known = df.groupby(['dataset','data','noise','corrections'], dropna=False).digest
-    return _same_names(df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1))))
+    own = df.file.where(df.dataset == 'own')
+    known = df.groupby([df.dataset,df.data,df.noise,df.corrections,own], dropna=False).digest
+    return _same_names(df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1)).fillna(own)))
 
 def _same_names(df):
     "Data of one digest are the same, whatever their tables call the columns"
@@ -193,6 +194,10 @@ def _compared_with(df):
         if len(names) == 1: return names[0]
     return 'plain'
 def _shared(df): return [k for k in df if k not in (*_outcome,*_of_method,'seed','digest')] # settings that runs to be compared have in common
+def _of_data(*sides):
+    "By what their data are the same: corrected labels are other data than those that they were made from, whose table tells of own ones"
+    if all(o.corrections.isna().all() for o in sides): return ['digest']
+    return ['file'] if any((o.dataset == 'own').any() for o in sides) else []
 
 def paired_difference(
     records, # Finished records
@@ -207,7 +212,7 @@ def paired_difference(
         if _kinds(rows).ngroups > 1: raise InputError(f"{o} at {noise}% noise is said of runs with different settings: leave only those to be compared")
         return rows.set_index('seed').sort_index()
     first,second = side(a),side(b)
-    of = _shared(df) + ['digest']*all(o.corrections.isna().all() for o in (first,second))
+    of = _shared(df) + _of_data(first, second)
     for seed,k in product(first.index.intersection(second.index), of):
         if not _same(*(values := [o[k][seed] for o in (first,second)])):
             raise InputError(f"{a} and {b} at {noise}% noise are runs with different settings, {k} {values[0]} and {values[1]}: leave only "
@@ -224,9 +229,10 @@ def against_plain(
     base = df.method == _compared_with(df)
     plain,res = df[base],[]
     for key,rows in _kinds(df[~base]):
-        kind = {k:rows[k].iloc[0] for k in df if k not in _outcome and k != 'seed'}
-        of = _shared(df) + ['digest']*pd.isna(kind['corrections']) # corrected labels are other data than those that they were made from
-        alike = plain[[all(_same(o[k], kind[k]) for k in of) for _,o in plain.iterrows()]] if len(plain) else plain
+        kind,first = {k:rows[k].iloc[0] for k in df if k not in _outcome and k != 'seed'},rows.iloc[0]
+        of = _shared(df) + _of_data(rows)
+        alike = plain[[all(_same(o[k], first[k]) for k in of) for _,o in plain.iterrows()]] if len(plain) else plain
+        if alike.digest.nunique(dropna=False) > 1: alike = alike[:0] # nobody knows which of these data were corrected
         def gain(same):
             off = (_kinds(alike)[same].transform('mean')/rows[same].mean()-1).abs() # all seeds of a kind are near, or none
             base = alike[(off < .03) & (off < off.min()+1e-3)].groupby('seed').final.mean()
@@ -269,5 +275,5 @@ def published_beside(
 ) -> pd.DataFrame: # As `published_results`; empty where nobody has published anything
     "What others have published for the data sets and noise levels of these runs"
     df,names = published_results(),dict(nette='imagenette', wang='imagewang')
-    here = {(names.get(o['config'].get('dataset')),config_of(o)['noise']) for o in records if not config_of(o)['pretrained']} # theirs are from scratch
+    here = {(names.get(config_of(o)['dataset']),config_of(o)['noise']) for o in records if not config_of(o)['pretrained']} # theirs are from scratch
     return df[[(d,n) in here for d,n in zip(df.dataset, df.pct_noise.fillna(0))]].reset_index(drop=True)

@@ -79,9 +79,10 @@ def number_wrong(
     if n is not None and n < 1: raise InputError(f"n={n}: give the number of labels in the list")
     if isinstance(run, (str,Path)) and not (Path(run)/'record.json').is_file(): raise InputError(f"there is no record of a run in {run}: give a number")
     if (share := share_wrong(run)) is None:
+        made = "made no estimate: methods auto and forward do, in a fit"
+        if isinstance(run, Learner): made += "; validate, get_preds and lr_find clear what fit(cbs=) has left, Learner(cbs=) keeps it"
         name = 'this Learner' if isinstance(run, Learner) else 'the run' if isinstance(run, dict) else f'the run in {run}'
-        raise InputError(f"as many are taken as the training took to be wrong, and {name} made no estimate: methods auto and forward do, in a fit; "
-                         "give a number")
+        raise InputError(f"as many are taken as the training took to be wrong, and {name} {made}; give a number")
     record = _record_of(run)
     if nothing := learned_nothing(record): raise InputError(f"{nothing}: train longer, or give a number")
     if share > .6:

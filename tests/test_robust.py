@@ -2,6 +2,7 @@
 import copy, shutil
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
+from fastai.callback.data import PartialDL, WeightedDL
 from fastai.vision.all import (ClassificationInterpretation, CancelFitException, CancelStepException, Callback, CategoryBlock, ColReader,
     CrossEntropyLossFlat, CSVLogger, CutMix, DataBlock, DataLoader, DataLoaders, GradientAccumulation, ImageBlock, IndexSplitter,
     LabelSmoothingCrossEntropyFlat, Learner, MixUp, Resize, SGD, ShortEpochCallback, TensorCategory, accuracy, get_image_files, noop,
@@ -21,6 +22,7 @@ from sesemi_fastai.pseudo import FixMatch
 from sesemi_fastai.forward import ForwardCorrection
 from sesemi_fastai.losses import ELR, GCE, SCE, Bootstrap
 from sesemi_fastai.robust import RobustLoss
+from sesemi_fastai.steps import StepsPerEpoch
 from sesemi_fastai.selection import SmallLoss, chosen_labels, rejected_items
 from conftest import tiny_model
 from test_callback import CLEAN, Boom, Quiet, fit, traces
@@ -357,6 +359,44 @@ def test_an_epoch_of_nan_is_forgotten(make_learn):
     assert loss.rate == 0 and loss.matrix is None and res.isfinite()
 
 @pytest.mark.cell('Robust losses', 'the preset with classes of unequal size: rare ones are boosted in the targets, from twice the labels on')
+@pytest.mark.parametrize('shown,sizes', [((1,1,1), None), ((6,3,1), [49.8,24.9,8.3]), (None, [60,20,3])])
+def test_classes_are_as_large_as_they_are_shown(shown, sizes):
+    "A loader with weights shows them otherwise than they are"
+    n = torch.tensor([60,20,3])
+    labels = torch.repeat_interleave(torch.arange(3), n)
+    weights = None if shown is None else (torch.tensor(shown)/sum(shown)/n)[labels]
+    loss = ForwardCorrection()
+    loss.begin(83, 'cpu', weights=weights)
+    loss(torch.randn(83, 3), indexed(TensorCategory(labels), range(83)))
+    loss.begin(83, 'cpu', weights=weights)
+    assert loss.sizes is None if sizes is None else loss.sizes.tolist() == pytest.approx(sizes, abs=1e-3)
+    assert (loss.rarer is None) == (sizes is None)
+
+@pytest.mark.parametrize('weighted', [True,False])
+def test_the_preset_knows_how_often_classes_are_shown(weighted):
+    labels = torch.tensor([0]*48+[1]*12)
+    ds = [(torch.rand(3,32,32),TensorCategory(o)) for o in labels]
+    torch.manual_seed(0)
+    train = WeightedDL(ds, bs=10, wgts=(1/labels.bincount()[labels]).tolist() if weighted else None, shuffle=True)
+    loss = ForwardCorrection()
+    fit(Learner(DataLoaders(train, DataLoader(ds[:10], bs=10)), tiny_model(2), loss_func=CrossEntropyLossFlat(), cbs=RobustLoss(loss)), 9)
+    assert loss._seen[1].ge(0).sum() >= 57 # else sizes would be None all the same
+    assert (loss.sizes is None) == weighted
+
+def test_mixed_labels_need_a_loss_that_says_that_they_are_numbers(make_learn):
+    for loss,name in ((F.cross_entropy,'cross_entropy'), (torch.nn.CrossEntropyLoss(label_smoothing=.1),'CrossEntropyLoss')):
+        for mix in (MixUp,CutMix):
+            with pytest.raises(InputError, match=f'{name} has not: for cross-entropy take CrossEntropyLossFlat'): fit(make_learn(cbs=[RobustLoss(loss), mix()]))
+        fit(make_learn(cbs=RobustLoss(loss)))
+    fit(make_learn(cbs=[RobustLoss(CrossEntropyLossFlat()), MixUp()]))
+
+def test_steps_of_a_loader_that_has_a_length_of_its_own():
+    ds = [(torch.rand(3,32,32),TensorCategory(i%3)) for i in range(32)]
+    train = PartialDL(ds, bs=8, partial_n=16, shuffle=True, drop_last=True)
+    learn = Learner(DataLoaders(train, DataLoader(ds, bs=8)), tiny_model(), loss_func=CrossEntropyLossFlat(), cbs=StepsPerEpoch(5))
+    with pytest.raises(InputError, match='PartialDL has one of its own'): fit(learn)
+    assert train.n == 32 and len(train) == 2 and 'get_idxs' not in vars(train)
+
 @pytest.mark.parametrize('sizes,boosted', [((20,10,10), False), ((21,10,10), True), ((60,20,3), True), ((20,20,0), False)])
 def test_rare_classes_are_boosted(sizes, boosted):
     y = indexed(TensorCategory(torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))), range(sum(sizes)))
@@ -682,6 +722,7 @@ def test_true_labels_that_are_no_class_names(make_learn):
     with pytest.raises(InputError, match='give the class name of each'): fit(make_learn(cbs=Memorisation(5)))
     learn = make_learn(cbs=Memorisation(pd.Series(names(learn))))
     assert fit(learn).memorisation.history[-1]['wrong_as_true'] is None
+    assert None not in learn.recorder.values[-1] # of which TensorBoard would know nothing to do
 
 def test_stop_before_memorising(make_learn):
     from fastai.vision.all import EarlyStoppingCallback

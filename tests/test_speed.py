@@ -189,7 +189,7 @@ def test_bench_writes_a_record(tmp_path):
     assert 'bare step, fp32' in res.stdout and 'speed of the bare step that training reaches' in res.stdout
 
 @pytest.mark.parametrize('args,says', [(['fast'], 'choose speed or scale'), (['speed','--repeats','0'], 'at least one round'),
-    (['speed','--arch','vgg11','--size','32'], 'linear layer'), (['speed','--path','nowhere'], 'no folder nowhere')])
+    (['speed','--arch','vgg11','--size','32'], 'linear layer'), (['speed','--arch','shufflenet_v2_x0_5','--size','32'], 'its children in turn'), (['speed','--path','nowhere'], 'no folder nowhere')])
 def test_bench_names_a_mistake_in_one_line(tmp_path, args, says):
     res = run('sesemi-bench', *args)
     assert res.returncode == 2 and says in res.stderr and 'Traceback' not in res.stderr, res.stderr

@@ -5,8 +5,10 @@ import pandas as pd, pytest, torch
 from fastai.vision.all import DataLoaders, Learner
 from sesemi_fastai.core import InputError
 from sesemi_fastai.mini import make_mini
-from sesemi_fastai.record import read_record, read_records
-from sesemi_fastai.study import read_study, run_missing, study_runs
+from sesemi_fastai.recipe import resolved
+from sesemi_fastai.record import find_records, read_record, read_records
+from sesemi_fastai.study import read_study, run_cost, run_missing, study_records, study_runs
+from sesemi_fastai.table import against_plain, paired_difference, result_table
 from sesemi_fastai.weights import export_weights
 from test_cli import BIN, run, small, typed
 
@@ -274,3 +276,63 @@ def test_files_that_are_not_there_are_told_before_the_first_run(tmp_path, option
     runs = {'a':dict(dataset='mini', path=str(tmp_path)), 'b':dict(dataset='mini', path=str(tmp_path), **{option:'nowhere.csv'})}
     with pytest.raises(InputError, match=f'run b: there is no file nowhere.csv for {option}'): run_missing(runs, tmp_path/'out')
     assert not (tmp_path/'out').exists()
+
+def made_up(method='plain', seed=0, acc=.5, digest=None, epochs=2, **config):
+    "A finished record"
+    return dict(status='done', method=method, transductive=False, accuracy=acc, best_accuracy=acc, labelled_passes=epochs, images=epochs*100, seconds=1,
+        device='a processor', threads=1, versions=dict(torch='2', fastai='2'), history=[dict(epoch=i+1, accuracy=acc) for i in range(epochs)],
+        data=dict(folder='made-up', train_images=100, valid_images=20, pixels='64x64', digest=digest),
+        config=dict(noise=50, size=64, arch='xresnet18', opt='ranger', sched='one_cycle', lr=.01, bs=8, epochs=epochs, seed=seed) | config)
+
+def gains(records): return {d['kind']['method']:None if d['passes'] is None else d['passes'].round(1).to_dict() for d in against_plain(records)}
+
+def test_corrected_labels_are_compared_with_the_table_that_they_were_made_from():
+    own = dict(dataset='own', noise=0)
+    of_a = [made_up(acc=.9, digest='a', path='a.csv', seed=s, **own) for s in (0,1)]
+    of_b = [made_up(acc=.5, digest='b', path='b.csv', seed=s, **own) for s in (0,1)]
+    fixed = [made_up('corrected labels', acc=.7, digest='c', path='b.csv', corrections='c.csv [1]', seed=s, **own) for s in (0,1)]
+    assert gains(of_a+fixed) == {'corrected labels':None} and gains(of_a+of_b+fixed) == {'corrected labels':{0:20,1:20}}
+    assert paired_difference(of_b+fixed, 0, ('corrected labels',2), ('plain',2)).round(1).tolist() == [20,20]
+    with pytest.raises(InputError, match='file b.csv and a.csv'): paired_difference(of_a+fixed, 0, ('corrected labels',2), ('plain',2))
+    later = [made_up(acc=.1, digest='b2', path='b.csv', seed=s, **own) for s in (0,1)] # another table of that name
+    assert gains(of_b+later+fixed) == {'corrected labels':None}
+    of_set = [made_up(digest='n', path='copy', seed=s) for s in (0,1)] # Noisy Imagenette, wherever its folder is
+    assert gains(of_set+[made_up('corrected labels', acc=.6, digest='m', corrections='c.csv [1]', path='other')]) == {'corrected labels':{0:10}}
+
+def test_own_tables_without_a_digest_are_known_by_their_file():
+    own = dict(dataset='own', noise=0)
+    a,b = made_up(acc=.9, path='a.csv', **own),made_up(acc=.1, path='b.csv', **own)
+    assert result_table([a,b,made_up(acc=.3, path='b.csv', seed=1, **own)])['final epoch'].tolist() == ['90.0','20.0 ± 14.1']
+    known = made_up(acc=.9, path='a.csv', digest='a', **own)
+    assert len(result_table([known,b])) == 2 and gains([known,made_up('auto', robust='auto', path='b.csv', **own)]) == {'auto':None}
+    assert result_table([known,made_up(acc=.7, path='a.csv', seed=1, **own)]).runs.tolist() == ['2'] # an older run of the same file
+
+def test_compute_of_rotations_alone_counts_each_step():
+    kw = dict(arch='xresnet10_half', size=32, bs=32, epochs=4, every=4)
+    assert (run_cost(kw),run_cost({**kw, 'rot_only':2})) == (5,6.5)
+
+def test_a_broken_record_of_a_study_is_told(tmp_path):
+    o = made_up()
+    runs = {'x':o['config']}
+    (tmp_path/'x').mkdir()
+    o['config'] = resolved(o['config'])
+    del o['device']
+    (tmp_path/'x/record.json').write_text(json.dumps(o))
+    with pytest.raises(InputError, match='not a record of a run, or a broken one'): study_records(runs, tmp_path)
+
+def test_runs_in_linked_folders_count(tmp_path):
+    for k in ('all/a','far/b'):
+        (tmp_path/k).mkdir(parents=True)
+        (tmp_path/k/'record.json').write_text(json.dumps(made_up(seed=len(k))))
+    (tmp_path/'all/link').symlink_to(tmp_path/'far/b')
+    (tmp_path/'all/a/up').symlink_to(tmp_path/'all') # which would go round for ever
+    assert [o.relative_to(tmp_path) for o in find_records(tmp_path/'all')] == [Path('all/a'),Path('all/link')]
+
+def test_folders_whose_names_are_no_utf8(tmp_path):
+    for k in ('none','u\udcff'):
+        (tmp_path/k.encode(errors='replace').decode()).mkdir()
+        (tmp_path/k.encode(errors='replace').decode()/'record.json').write_text(json.dumps(made_up(unlabeled=k)))
+    env = {**os.environ, 'PYTHONIOENCODING':'utf-8:strict'} # as in the locale en_US.UTF-8
+    for args in (['sesemi-table'], ['sesemi-report']):
+        res = subprocess.run([str(BIN/args[0]), str(tmp_path)], capture_output=True, text=True, env=env)
+        assert res.returncode == 0, res.stderr
