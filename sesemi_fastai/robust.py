@@ -36,12 +36,6 @@ def _extras(loss):
             + ['focal gamma']*any(o > 0 for o in of('gamma'))
         + ['ignore_index']*any(o != -100 for o in of('ignore_index')) + ['sum over the batch']*('sum' in of('reduction')))
 
-def _weights(dl, n):
-    "How often a loader shows each image, where it is fastai's `WeightedDL`; None elsewhere"
-    dl = plain_dl(dl)
-    w = getattr(dl, 'wgts', None)
-    return None if w is None or len(w) != n or not dl.shuffle else torch.as_tensor(w, dtype=torch.float32)
-
 def _reduction(loss): return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction')
 
 _used_with = WeakKeyDictionary() # beside the losses, so that copies and files of them hold no data
@@ -108,9 +102,15 @@ class RobustLoss(ItemIndex, TrainingColumns):
         loss = self.loss_func_of_training
         if self._remembers: super().before_epoch()
         if self.passive: return
-        weights = _weights(self.dls.train, n := len(self.dls.train_ds)) if isinstance(loss, TemporalTargets) else None
-        if hasattr(loss, 'begin'): loss.begin(n, self.device, self.epoch/self.n_epoch, **{} if weights is None else dict(weights=weights))
+        if hasattr(loss, 'begin'): loss.begin(len(self.dls.train_ds), self.device, self.epoch/self.n_epoch, **self._weights())
         around_next_phase(self.learn, self._with_loss, ['train'])
+
+    def _weights(self):
+        "How often the loader shows each image, for a loss that wants to know, where it is fastai's `WeightedDL`"
+        dl = plain_dl(self.dls.train)
+        w = getattr(dl, 'wgts', None)
+        if w is None or not dl.shuffle or len(w) != len(self.dls.train_ds) or not isinstance(self.loss_func_of_training, TemporalTargets): return {}
+        return dict(weights=torch.as_tensor(w, dtype=torch.float32))
 
     @property
     def _remembers(self):
