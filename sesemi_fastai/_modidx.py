@@ -428,6 +428,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'sesemi_fastai.core.RunStopped': ('core.html#runstopped', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core._memory_of_process': ('core.html#_memory_of_process', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core._other_separator': ('core.html#_other_separator', 'sesemi_fastai/core.py'),
+                                    'sesemi_fastai.core._refused': ('core.html#_refused', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core._sync_folder': ('core.html#_sync_folder', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core._told': ('core.html#_told', 'sesemi_fastai/core.py'),
                                     'sesemi_fastai.core.atomic_path': ('core.html#atomic_path', 'sesemi_fastai/core.py'),

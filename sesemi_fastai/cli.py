@@ -338,7 +338,7 @@ def _scan(path):
     if not Path(path).is_dir(): raise InputError(f"there is no folder {path}")
     if not (files := image_files(path)): raise InputError(f"no images below {path}")
     faults = scan_images(files)
-    for o in faults.itertuples(): print(f'{o.kind}\t{o.path}\t{o.reason}')
+    for o in faults.itertuples(): print(f'{o.kind}\t{o.path}\t{o.reason}'.encode('utf-8', 'backslashreplace').decode())
     print(f"{len(files)} images: " + (', '.join(f'{n} {k}' for k,n in faults.kind.value_counts().items()) or 'no fault'))
 
 @call_parse

@@ -95,19 +95,22 @@ def write_text(
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #62773df0
+def _refused(e):
+    if isinstance(e, PermissionError): raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
+
 def folders_below(
-    folder:str|Path # Folder
+    folder:str|Path, # Folder
+    hidden:bool=False, # Hidden ones below it as well
+    onerror=_refused # As for `os.walk`; an `InputError` for a folder that cannot be read if not given, None to pass it over
 ): # Pairs of a folder, a `Path`, and the names of its files
-    "`folder` and those below it but for hidden ones; links to folders are followed, each folder comes once and under its own name if it lies there"
+    "`folder` and those below it; links to folders are followed, each folder comes once and under its own name if it lies there"
     seen,starts = set(),[os.fspath(folder)]
-    def refused(e):
-        if isinstance(e, PermissionError): raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
     for start in starts: # which grows by the links, so that they come last
-        for top,folders,files in os.walk(start, onerror=refused):
+        for top,folders,files in os.walk(start, onerror=onerror):
             st = os.stat(top)
             if (st.st_dev,st.st_ino) in seen: folders[:] = []; continue
             seen.add((st.st_dev,st.st_ino))
-            folders[:] = sorted(o for o in folders if not o.startswith('.'))
+            folders[:] = sorted(o for o in folders if hidden or not o.startswith('.'))
             starts += [os.path.join(top, o) for o in folders if os.path.islink(os.path.join(top, o))]
             yield Path(top),files
 

@@ -6,7 +6,7 @@
 __all__ = ['one_line_errors']
 
 # %% ../nbs/46a_ending.ipynb #232a9b71
-import os,select,signal,sys,torch
+import io,os,select,signal,sys,torch
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread,main_thread
@@ -34,7 +34,7 @@ def one_line_errors(
     go_on:str='' # What to do after an early end
 ):
     "Say the user's mistakes in one line on stderr"
-    if getattr(sys.stdout, 'errors', None) == 'strict': sys.stdout.reconfigure(errors='backslashreplace') # names of files may be no UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == 'strict': sys.stdout.reconfigure(errors='backslashreplace') # names of files may be no UTF-8
     try:
         with _sigterm_like_ctrl_c():
             yield

@@ -97,7 +97,9 @@ class ForwardCorrection(TemporalTargets):
         labels = self._seen[1]
         seen = labels >= 0
         if seen.sum() < .95*self.n: return None
-        sizes = labels[seen].bincount(None if weights is None else self.n*weights.to(labels.device)[seen], minlength=self.targets.shape[1]-1)
+        # on the CPU, as with weights no order of additions is promised elsewhere
+        shown = None if weights is None else self.n*weights.cpu()[seen.cpu()]
+        sizes = labels[seen].cpu().bincount(shown, minlength=self.targets.shape[1]-1).to(labels.device)
         # a class that no image is said to have is not rare
         return sizes if sizes.max() > _alike*sizes[sizes > 0].min() else None
 

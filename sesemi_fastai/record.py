@@ -204,7 +204,7 @@ def find_records(
 ) -> dict: # Finished records by folder
     "The finished records below `out`, sorted by path; links to folders are followed"
     if not Path(out).is_dir(): raise InputError(f"there is no folder {out}")
-    files = sorted(top/'record.json' for top,names in folders_below(out) if 'record.json' in names)
+    files = sorted(top/'record.json' for top,names in folders_below(out, hidden=True, onerror=None) if 'record.json' in names)
     found = {f.parent:o for f in files if (o := finished_record(f))}
     if not found: raise InputError(f"there is no finished record below {out}")
     return found

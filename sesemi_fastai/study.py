@@ -23,7 +23,7 @@ def run_cost(
 ) -> float: # In forward and backward passes over the labelled images, roughly
     "How long a run takes, compared with others of a study"
     c = resolved(config)
-    alone = min(1, c['rot_only']/c['epochs']) # where each step rotates
+    alone = min(1, c['rot_only']/max(1, c['epochs'])) # where each step rotates
     rotated = rotated_bs(c)/c['bs']*(alone+(1-alone)/c['every'])
     if c['rot_size']: rotated *= (c['rot_size']/c['size'])**2
     return c['epochs']*(1+rotated)

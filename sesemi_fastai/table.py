@@ -77,7 +77,8 @@ def _same_digest(df):
     if not len(df): return df
     own = df.file.where(df.dataset == 'own')
     known = df.groupby([df.dataset,df.data,df.noise,df.corrections,own], dropna=False).digest
-    return _same_names(df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1)).fillna(own)))
+    same = _same_names(df.assign(digest=df.digest.fillna(known.transform('first').where(known.transform('nunique') == 1))))
+    return same.assign(digest=same.digest.fillna(own))
 
 def _same_names(df):
     "Data of one digest are the same, whatever their tables call the columns"

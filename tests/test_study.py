@@ -306,10 +306,12 @@ def test_own_tables_without_a_digest_are_known_by_their_file():
     known = made_up(acc=.9, path='a.csv', digest='a', **own)
     assert len(result_table([known,b])) == 2 and gains([known,made_up('auto', robust='auto', path='b.csv', **own)]) == {'auto':None}
     assert result_table([known,made_up(acc=.7, path='a.csv', seed=1, **own)]).runs.tolist() == ['2'] # an older run of the same file
+    for other in (dict(label_col='truth'), dict(split_seed=7)): # other labels, or other validation images, of one file
+        assert result_table([a,made_up(acc=.1, path='a.csv', seed=1, **other, **own)])['final epoch'].tolist() == ['90.0','10.0']
 
 def test_compute_of_rotations_alone_counts_each_step():
     kw = dict(arch='xresnet10_half', size=32, bs=32, epochs=4, every=4)
-    assert (run_cost(kw),run_cost({**kw, 'rot_only':2})) == (5,6.5)
+    assert (run_cost(kw),run_cost({**kw, 'rot_only':2}),run_cost({**kw, 'epochs':0})) == (5,6.5,0)
 
 def test_a_broken_record_of_a_study_is_told(tmp_path):
     o = made_up()
@@ -325,8 +327,11 @@ def test_runs_in_linked_folders_count(tmp_path):
         (tmp_path/k).mkdir(parents=True)
         (tmp_path/k/'record.json').write_text(json.dumps(made_up(seed=len(k))))
     (tmp_path/'all/link').symlink_to(tmp_path/'far/b')
+    (tmp_path/'all/.._pics').symlink_to(tmp_path/'far/c') # as a study names a run on a folder beside it
+    (tmp_path/'far/c').mkdir()
+    (tmp_path/'far/c/record.json').write_text(json.dumps(made_up(seed=9)))
     (tmp_path/'all/a/up').symlink_to(tmp_path/'all') # which would go round for ever
-    assert [o.relative_to(tmp_path) for o in find_records(tmp_path/'all')] == [Path('all/a'),Path('all/link')]
+    assert [o.relative_to(tmp_path) for o in find_records(tmp_path/'all')] == [Path('all/.._pics'),Path('all/a'),Path('all/link')]
 
 def test_folders_whose_names_are_no_utf8(tmp_path):
     for k in ('none','u\udcff'):
