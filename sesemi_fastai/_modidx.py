@@ -515,6 +515,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'sesemi_fastai/distributed.py'),
                                            'sesemi_fastai.distributed._broadcast': ( 'distributed.html#_broadcast',
                                                                                      'sesemi_fastai/distributed.py'),
+                                           'sesemi_fastai.distributed._has_gpus': ( 'distributed.html#_has_gpus',
+                                                                                    'sesemi_fastai/distributed.py'),
                                            'sesemi_fastai.distributed._together': ( 'distributed.html#_together',
                                                                                     'sesemi_fastai/distributed.py'),
                                            'sesemi_fastai.distributed.from_first_rank': ( 'distributed.html#from_first_rank',

@@ -11,6 +11,7 @@ __all__ = ['own_share', 'plain_dl', 'need_a_batch', 'loader_order', 'set_loader_
 import os,torch
 import torch.distributed as dist
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from torch import nn,Tensor
 import pandas as pd
@@ -109,9 +110,11 @@ def gathered(
     return res
 
 # %% ../nbs/03_distributed.ipynb #f77ccec9
+@cache
+def _has_gpus(): return torch.cuda.is_available() # asked for in each step
 def gpu_states() -> list: # One tensor for each GPU
     "The random states of the GPUs that are here"
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return torch.cuda.get_rng_state_all() if _has_gpus() else []
 
 def states_for_here(
     states:dict # From fastai's `get_random_states`

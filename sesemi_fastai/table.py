@@ -73,7 +73,7 @@ def records_frame(
         rotation=_percent(o['history'][-1].get('rot_acc'))) for o in records]))
 
 def _same_digest(df):
-    "Older records have no digest of their data: if all others of the same name and noise have one in common, it is theirs; own data else are known by their file"
+    "Older records have no digest: if all others of the same name and noise have one in common, it is theirs; own data are known by their file else"
     if not len(df): return df
     own = df.file.where(df.dataset == 'own')
     known = df.groupby([df.dataset,df.data,df.noise,df.corrections,own], dropna=False).digest

@@ -107,7 +107,8 @@ def test_runs_of_before_mixup_and_of_its_numbers(mini, tmp_path):
 def test_an_option_that_changes_nothing_is_told(mini, args, note):
     res = run('sesemi-train', '--path', mini, '--epochs', 1, *small, *args)
     told,last = res.stderr[:res.stderr.index('validation accuracy')],res.stderr.splitlines()[-1]
-    assert res.returncode == 0 and told == note and last.startswith('validation accuracy') and last.endswith('after the best epoch; nothing else is kept without --out')
+    assert res.returncode == 0 and told == note
+    assert last.startswith('validation accuracy') and last.endswith('after the best epoch; nothing else is kept without --out')
 
 def test_a_run_that_is_there_twice_counts_once(mini, tmp_path):
     assert run('sesemi-train', '--path', mini, '--epochs', 1, '--unlabeled', 'none', '--out', tmp_path/'o/a', *small).returncode == 0

@@ -55,7 +55,7 @@ def calls_per_step(make_learn, cls):
     finally: sys.setprofile(None)
     return look.per_step
 
-most_calls = 180 # a step took 124 when this was written
+most_calls = 220 # a step took 124 when this was written, and 190 since it swaps random states by code of this package
 
 def test_the_callback_does_not_do_more_than_it_did(make_learn):
     "The guard against a slower callback: a count is the same on a busy machine"
@@ -189,7 +189,8 @@ def test_bench_writes_a_record(tmp_path):
     assert 'bare step, fp32' in res.stdout and 'speed of the bare step that training reaches' in res.stdout
 
 @pytest.mark.parametrize('args,says', [(['fast'], 'choose speed or scale'), (['speed','--repeats','0'], 'at least one round'),
-    (['speed','--arch','vgg11','--size','32'], 'linear layer'), (['speed','--arch','shufflenet_v2_x0_5','--size','32'], 'its children in turn'), (['speed','--path','nowhere'], 'no folder nowhere')])
+    (['speed','--arch','vgg11','--size','32'], 'linear layer'),
+    (['speed','--arch','shufflenet_v2_x0_5','--size','32'], 'its children in turn'), (['speed','--path','nowhere'], 'no folder nowhere')])
 def test_bench_names_a_mistake_in_one_line(tmp_path, args, says):
     res = run('sesemi-bench', *args)
     assert res.returncode == 2 and says in res.stderr and 'Traceback' not in res.stderr, res.stderr
