@@ -11,6 +11,7 @@ from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from weakref import WeakKeyDictionary,ref
 from torch import nn
+from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import BaseLoss,Callback,get_model,num_distrib
 from .columns import TrainingColumns
@@ -74,7 +75,7 @@ class RobustLoss(ItemIndex, TrainingColumns):
         self.show_columns()
 
     def _need_mixed_losses(self):
-        "Of losses that do not say that labels are numbers `MixUp` mixes the labels, and of others the losses"
+        "`InputError` for a loss without `y_int` beside `MixUp`, which would mix the numbers of the classes for it instead of the losses"
         loss,mixes = self.loss_func_of_training,any(isinstance(o, MixHandler) for o in self.learn.cbs)
         if mixes and getattr(self.learn.loss_func, 'y_int', False) and not getattr(loss, 'y_int', False):
             name = getattr(loss, '__name__', type(loss).__name__)
@@ -108,9 +109,8 @@ class RobustLoss(ItemIndex, TrainingColumns):
     def _weights(self):
         "How often the loader shows each image, for a loss that wants to know, where it is fastai's `WeightedDL`"
         dl = plain_dl(self.dls.train)
-        w = getattr(dl, 'wgts', None)
-        if w is None or not dl.shuffle or len(w) != len(self.dls.train_ds) or not isinstance(self.loss_func_of_training, TemporalTargets): return {}
-        return dict(weights=torch.as_tensor(w, dtype=torch.float32))
+        wants = isinstance(self.loss_func_of_training, TemporalTargets) and isinstance(dl, WeightedDL) and dl.shuffle
+        return dict(weights=torch.as_tensor(dl.wgts, dtype=torch.float32)) if wants else {}
 
     @property
     def _remembers(self):

@@ -358,7 +358,6 @@ def test_an_epoch_of_nan_is_forgotten(make_learn):
         loss.passes += 1
     assert loss.rate == 0 and loss.matrix is None and res.isfinite()
 
-@pytest.mark.cell('Robust losses', 'the preset with classes of unequal size: rare ones are boosted in the targets, from twice the labels on')
 @pytest.mark.parametrize('shown,sizes', [((1,1,1), None), ((6,3,1), [49.8,24.9,8.3]), (None, [60,20,3])])
 def test_classes_are_as_large_as_they_are_shown(shown, sizes):
     "A loader with weights shows them otherwise than they are"
@@ -372,6 +371,7 @@ def test_classes_are_as_large_as_they_are_shown(shown, sizes):
     assert loss.sizes is None if sizes is None else loss.sizes.tolist() == pytest.approx(sizes, abs=1e-3)
     assert (loss.rarer is None) == (sizes is None)
 
+@pytest.mark.cell('Robust losses', 'the preset with weighted_dataloaders: classes are as large as they are shown')
 @pytest.mark.parametrize('weighted', [True,False])
 def test_the_preset_knows_how_often_classes_are_shown(weighted):
     labels = torch.tensor([0]*48+[1]*12)
@@ -397,6 +397,7 @@ def test_steps_of_a_loader_that_has_a_length_of_its_own():
     with pytest.raises(InputError, match='PartialDL has one of its own'): fit(learn)
     assert train.n == 32 and len(train) == 2 and 'get_idxs' not in vars(train)
 
+@pytest.mark.cell('Robust losses', 'the preset with classes of unequal size: rare ones are boosted in the targets, from twice the labels on')
 @pytest.mark.parametrize('sizes,boosted', [((20,10,10), False), ((21,10,10), True), ((60,20,3), True), ((20,20,0), False)])
 def test_rare_classes_are_boosted(sizes, boosted):
     y = indexed(TensorCategory(torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))), range(sum(sizes)))

@@ -154,7 +154,7 @@ def test_no_event_of_a_step_waits_for_the_gpu(image_folder, tmp_path, monkeypatc
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there are GPUs to be asked for')
 @pytest.mark.parametrize('name', methods)
 def test_no_step_looks_for_gpus_that_are_not_there(image_folder, tmp_path, monkeypatch, name):
-    "Each time PyTorch counts them, it looks for the driver's libraries, which takes milliseconds"
+    "Each time PyTorch counts them, it looks for the driver's libraries"
     asked,steps,count = [],[],torch.cuda.device_count
     for o in (torch.cuda,torch.cuda.random): monkeypatch.setattr(o, 'device_count', lambda: asked.append(1) or count())
     class Asked(Callback):
